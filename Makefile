@@ -1,0 +1,58 @@
+# What developers and CI run. A target makes the virtual environment that it needs, and renews it when pyproject.toml
+# or constraints.txt has changed. Needs Python >= 3.11: `make test PYTHON=python3.12` picks another one.
+
+PYTHON ?= python3
+
+# --constraint alone would leave the build backend unpinned
+install = $(1)/bin/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt
+
+# pip comes first: the one that venv brings may know neither --group nor --build-constraint
+define environment
+$(PYTHON) -m venv $(1)
+$(1)/bin/python -m pip install --quiet --constraint constraints.txt pip
+endef
+
+.PHONY: run test lint mutants benchmark fixtures clean
+
+run: .venv/run.stamp
+	mkdir -p build
+	.venv/bin/bnfold optimize fixtures/digits.onnx -o build/digits.folded.onnx --force
+
+test: lint
+	.venv/bin/python -m pytest -n 2
+
+lint: .venv/test.stamp
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+mutants: .venv/test.stamp
+	.venv/bin/python tests/mutants.py
+
+benchmark: .venv-benchmark/stamp
+	.venv-benchmark/bin/python benchmarks/run.py
+
+fixtures: .venv-fixtures/stamp
+	.venv-fixtures/bin/python fixtures/make.py
+
+clean:
+	rm -rf .venv .venv-benchmark .venv-fixtures build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv/run.stamp: pyproject.toml constraints.txt
+	$(call environment,.venv)
+	$(call install,.venv) --editable .
+	touch $@
+
+.venv/test.stamp: .venv/run.stamp
+	$(call install,.venv) --group test
+	touch $@
+
+.venv-benchmark/stamp: pyproject.toml constraints.txt
+	$(call environment,.venv-benchmark)
+	$(call install,.venv-benchmark) --editable . --group benchmark
+	touch $@
+
+.venv-fixtures/stamp: pyproject.toml constraints.txt
+	$(call environment,.venv-fixtures)
+	$(call install,.venv-fixtures) --group fixtures
+	touch $@

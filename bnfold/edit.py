@@ -1,0 +1,282 @@
+"""Writing a plan into the graph.
+
+New constants are fresh initializers, never edits in place, so shared weights need no special case. A name
+that survives still means the same values: whoever now computes what the site computed takes over the
+name of its result, and every other value on the way gets a fresh one.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from .affine import Affine
+from .constants import Constant
+from .facts import Facts, Scope
+from .nodes import is_used, label
+from .plan import Plan, Shifted, need_float
+from .report import Declined, Outcome
+
+REWRITTEN = "bnfold.rewritten"
+"""Key in the `meta` of a node whose attributes are no longer those of the file it came from."""
+
+
+class Names:
+    """The names in use, and fresh ones.
+
+    Args:
+        facts: Of the model whose names they are.
+    """
+
+    def __init__(self, facts: Facts) -> None:
+        self._values: set[str | None] = set()
+        self._nodes: set[str | None] = set()
+        for scope in facts.scopes:
+            self._values.update(v.name for v in scope.graph.inputs)
+            self._values.update(scope.graph.initializers)
+            for node in scope.graph:
+                self._nodes.add(node.name)
+                self._values.update(o.name for o in node.outputs)
+
+    def value(self, stem: str | None, suffix: str) -> str:
+        """A new name for a value, made from an old one."""
+        return self._fresh(self._values, stem, suffix)
+
+    def node(self, stem: str, suffix: str) -> str:
+        """A new name for a node."""
+        return self._fresh(self._nodes, stem, suffix)
+
+    @staticmethod
+    def _fresh(taken: set[str | None], stem: str | None, suffix: str) -> str:
+        stem = (stem or "").removesuffix(suffix)  # folded twice is still just folded
+        name, count = f"{stem}{suffix}", 1
+        while name in taken:
+            name, count = f"{stem}{suffix}_{count}", count + 1
+        taken.add(name)
+        return name
+
+
+class Writer:
+    """Writes one plan.
+
+    Args:
+        facts: Of the model; it learns the new constants.
+        names: The names in use.
+        scope: The graph that the site is in.
+        plan: What to write.
+    """
+
+    def __init__(self, facts: Facts, names: Names, scope: Scope, plan: Plan) -> None:
+        self.facts = facts
+        self.names = names
+        self.scope = scope
+        self.plan = plan
+        self.site = plan.site
+        self.added: list[ir.Node] = []
+
+    def write(self) -> list[ir.Node]:
+        """Edit the graph; returns the nodes that were added."""
+        for (node, i), constant in self.plan.constants.items():
+            self._set_constant(node, i, constant)
+        for node, attributes in self.plan.attributes.items():
+            node.attributes.update(attributes)
+            node.meta[REWRITTEN] = True
+        for value in self.plan.moved:
+            value.name = self.names.value(value.name, "_folded")
+        match self.plan.outcome:
+            case Outcome.PULLED:
+                self._write_pull()
+            case Outcome.PUSHED:
+                self._write_push()
+            case Outcome.REMOVED:
+                self._write_removal()
+            case _:
+                self._write_merge()
+        return self.added
+
+    @property
+    def _data(self) -> ir.Value:
+        assert self.site.data is not None
+        return self.site.data
+
+    def _write_pull(self) -> None:
+        end = self._data
+        for add in self.plan.adds:
+            total = self._add_behind(add.value, add.shift)
+            end = total if add.value is end else end
+        self._replace_site(end)
+
+    def _write_push(self) -> None:
+        result, adds = self.site.result, self.plan.adds
+        before = [(a, self._data if a.value is result else a.value) for a in adds if a.reader is not None]
+        for add, value in before:
+            self._add_before(add, value)
+        for add in adds:
+            if add.reader is None:
+                self._add_behind(add.value, add.shift)
+        result.replace_all_uses_with(self._data)
+        self._remove_site()
+
+    def _write_removal(self) -> None:
+        data, result = self._data, self.site.result
+        if not result.is_graph_output():
+            result.replace_all_uses_with(data)
+            self._remove_site()
+        elif data.producer() is None or data.is_graph_output() or data.graph is not result.graph:
+            # Both names are part of the interface: only a node can connect them.
+            self._replace_site(self._insert_identity())
+        else:
+            self._replace_site(data)
+
+    def _write_merge(self) -> None:
+        last = self.site.nodes[-1]
+        if self.plan.batchnorm is not None:
+            stays = self.plan.batchnorm
+            stays.replace_input_with(0, self._data)
+            self._replace_site(stays.outputs[0], keep=stays)
+            return
+        affine, value = self.plan.merged, self._data
+        assert affine is not None
+        for op_type, needed, numbers in (
+            ("Mul", affine.has_scale, affine.scaling()),
+            ("Add", affine.has_shift, affine.shifting()),
+        ):
+            if needed:
+                node = self._arithmetic(op_type, value, numbers, label(last))
+                last.prepend(node)
+                value = node.outputs[0]
+        self._replace_site(value)
+
+    def _replace_site(self, end: ir.Value, keep: ir.Node | None = None) -> None:
+        """Let `end` be what the site's result was, name and all."""
+        result = self.site.result
+        if end is not result:
+            result.replace_all_uses_with(end, replace_graph_outputs=True)
+        name, kind, shape = result.name, result.type, result.shape
+        self._remove_site(keep)
+        end.name = name
+        end.type, end.shape = kind or end.type, shape or end.shape
+
+    def _remove_site(self, keep: ir.Node | None = None) -> None:
+        """Take the run out, last node first, with the constants that nothing needs any more."""
+        for node in reversed(self.site.nodes):
+            if node is not keep:
+                constants = [v for v in node.inputs if v is not None and v is not self._data]
+                _remove(node)
+                for value in constants:
+                    self._discard(value)
+
+    # Nodes that have to be there
+
+    def _add_behind(self, value: ir.Value, shift: Affine) -> ir.Value:
+        """value + shift, which takes the name of the value and all that read it."""
+        producer = value.producer()
+        assert producer is not None
+        node = self._arithmetic("Add", value, shift, label(producer))
+        total = node.outputs[0]
+        value.replace_all_uses_with(total, replace_graph_outputs=True)
+        node.replace_input_with(0, value)
+        producer.append(node)
+        if value not in self.plan.moved:
+            total.name, value.name = value.name, self.names.value(value.name, "_folded")
+        return total
+
+    def _add_before(self, add: Shifted, value: ir.Value) -> None:
+        """value + shift, for one reader."""
+        reader = add.reader
+        assert reader is not None
+        node = self._arithmetic("Add", value, add.shift, label(reader))
+        for i, read in enumerate(reader.inputs):
+            if read is add.value:
+                reader.replace_input_with(i, node.outputs[0])
+        reader.prepend(node)
+
+    def _arithmetic(self, op_type: str, value: ir.Value, numbers: Affine, stem: str) -> ir.Node:
+        """A Mul or Add by the scale or shift, not yet in a graph."""
+        suffix = "_scale" if op_type == "Mul" else "_shift"
+        exact = numbers.scale if op_type == "Mul" else numbers.shift
+        attributes: list[ir.Attr] = []
+        if numbers.axis is not None:
+            rank = self.facts.rank(value) or numbers.axis + 1
+            exact = exact.reshape(-1, *(1,) * (rank - 1 - numbers.axis))
+        if self.scope.opset < 7:  # https://onnx.ai/onnx/operators/onnx__Add.html, version 6
+            exact = exact.reshape(-1)
+            attributes = [ir.AttrInt64("broadcast", 1)]
+            attributes += [] if numbers.axis is None else [ir.AttrInt64("axis", numbers.axis)]
+        node = ir.Node(
+            "", op_type, [value, None], attributes, num_outputs=1, name=self.names.node(stem, suffix)
+        )
+        output = node.outputs[0]
+        output.name = self.names.value(value.name, suffix)
+        output.type, output.shape = value.type, value.shape
+        constant = Constant.exactly(exact, need_float(self.facts, value))
+        node.replace_input_with(1, self._stored(constant, self.names.value(stem, suffix)))
+        self.added.append(node)
+        return node
+
+    def _insert_identity(self) -> ir.Value:
+        node = ir.Node("", "Identity", [self._data], num_outputs=1, name=self.names.node(label(self.site.nodes[0]), "_id"))
+        node.outputs[0].name = self.names.value(self._data.name, "_id")
+        self.site.nodes[-1].prepend(node)
+        self.added.append(node)
+        return node.outputs[0]
+
+    # Constants
+
+    def _set_constant(self, node: ir.Node, i: int, constant: Constant) -> None:
+        """Give one input of one node a new constant, and drop the old one if nothing else needs it."""
+        if i >= len(node.inputs):
+            node.resize_inputs(i + 1)
+        old = node.inputs[i]
+        node.replace_input_with(i, None)
+        stem = f"{label(node)}_bias" if old is None else old.name
+        if old is not None:
+            self._discard(old)
+        node.replace_input_with(i, self._stored(constant, self.names.value(stem, "_folded"), node))
+
+    def _stored(self, constant: Constant, name: str, reader: ir.Node | None = None) -> ir.Value:
+        """A new initializer, or in the body of a function, which has none, a Constant node."""
+        dtype, shape = ir.DataType.from_numpy(constant.dtype), ir.Shape(constant.shape)
+        tensor = ir.LazyTensor(lambda: ir.Tensor(constant.rounded(), name=name), dtype, shape, name=name)
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)
+        scope = self.scope if reader is None else self.facts.scope(reader)
+        if scope.is_function:
+            node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[value])
+            node.name = self.names.node(name, "")
+            (reader or self.site.nodes[0]).prepend(node)
+        else:
+            # Before IR version 4, initializers are inputs, and inner graphs have none.
+            graph = self.facts.model.graph if self.facts.model.ir_version < 4 else scope.graph
+            value.const_value = tensor
+            graph.initializers.add(value)
+            if self.facts.model.ir_version < 4:
+                graph.inputs.append(value)
+        self.facts.remember(value, constant)
+        return value
+
+    def _discard(self, value: ir.Value) -> None:
+        """Remove a constant that nothing uses any more, and the chain that computed it."""
+        waiting = [value]
+        while waiting:
+            value = waiting.pop()
+            if value.uses() or value.is_graph_output() or not self._is_constant(value):
+                continue
+            node, graph = value.producer(), value.graph
+            if node is not None:
+                if not any(is_used(o) for o in node.outputs):
+                    waiting += [v for v in node.inputs if v is not None]
+                    _remove(node)
+            elif graph is not None:
+                if value.is_graph_input():
+                    graph.inputs.remove(value)
+                graph.initializers.pop(value.name)
+
+    def _is_constant(self, value: ir.Value) -> bool:
+        try:
+            return self.facts.constant(value) is not None
+        except Declined:
+            return False
+
+
+def _remove(node: ir.Node) -> None:
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)

@@ -1,0 +1,45 @@
+"""The errors that reach a user.
+
+    BnfoldError
+    ├── InputError      the model (or another input) cannot be used       exit 2
+    ├── OutputError     the result cannot be written                      exit 2
+    ├── NotEquivalent   the result is not the function it was made from   exit 1
+    └── Undecided       nothing could be compared                         exit 3
+
+A message says what, where (file, node, value), why, and what to do next. That a node cannot be
+folded is none of these: it is a `Decision` with a `Reason`, see `report`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BnfoldError(Exception):
+    """Base of all errors that bnfold raises on purpose.
+
+    Attributes:
+        exit_code: What the command line answers when this error ends it.
+    """
+
+    exit_code: ClassVar[int] = 2
+
+
+class InputError(BnfoldError):
+    """The model, or another input, cannot be used: missing, unreadable, or invalid."""
+
+
+class OutputError(BnfoldError):
+    """The result cannot be written; nothing was."""
+
+
+class NotEquivalent(BnfoldError):
+    """The result does not compute what the original computes; nothing was written."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class Undecided(BnfoldError):
+    """Nothing could be compared, so nothing is claimed; nothing was written."""
+
+    exit_code: ClassVar[int] = 3

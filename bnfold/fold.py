@@ -1,0 +1,170 @@
+"""The walk: every site is planned, then written, until nothing changes any more.
+
+It knows no operator: `sources` finds the sites, `plan` asks the rules, `edit` writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from .edit import Names, Writer
+from .facts import Facts, Scope
+from .nodes import label
+from .plan import plan
+from .report import Counts, Decision, Declined, FoldReport, Outcome
+from .sources import Site, sites
+
+
+def fold(
+    model: ir.Model,
+    *,
+    only: str | None = None,
+    freeze_initializers: bool = False,
+    inline_functions: bool = False,
+) -> FoldReport:
+    """Fold every BatchNormalization and per-channel constant of a model into the weights around it.
+
+    Args:
+        model: The model. It is edited in place; the numbers it was loaded with are not.
+        only: "batchnorm" leaves runs without a BatchNormalization alone; None folds all.
+        freeze_initializers: Make initializers that are also inputs (IR version 4 and later: a caller
+            may override them) constants, and remove them from the inputs.
+        inline_functions: Inline local functions first, so that weights that are arguments can fold.
+
+    Returns:
+        One decision per run of affine nodes, and the counts before and after.
+
+    Raises:
+        InputError: The model is invalid: its parameters do not fit its channels.
+    """
+    before_nodes = _count_nodes(model)
+    changed = _freeze(model) if freeze_initializers else False
+    if inline_functions and model.functions:
+        from onnx_ir.passes.common import InlinePass
+
+        InlinePass()(model)
+        changed = True
+    return _Folder(model, only).run(before_nodes, changed)
+
+
+class FoldPass(ir.passes.InPlacePass):
+    """`fold` as a pass, for pipelines of onnx_ir.
+
+    Attributes:
+        report: What the last call did; None before the first.
+    """
+
+    def __init__(self, *, only: str | None = None) -> None:
+        super().__init__()
+        self.only = only
+        self.report: FoldReport | None = None
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        self.report = fold(model, only=self.only)
+        return ir.passes.PassResult(model, modified=self.report.modified)
+
+
+def _count_nodes(model: ir.Model) -> tuple[int, int]:
+    """The numbers of BatchNormalizations and of all nodes."""
+    batchnorms = nodes = 0
+    for graph in (model.graph, *(f.graph for f in model.functions.values())):
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            nodes += 1
+            batchnorms += node.op_type == "BatchNormalization" and not node.domain
+    return batchnorms, nodes
+
+
+def _freeze(model: ir.Model) -> bool:
+    """Remove the inputs that have an initializer; before IR version 4 they are constants already."""
+    frozen = [v for v in model.graph.inputs if v.is_initializer()] if model.ir_version >= 4 else []
+    for value in frozen:
+        model.graph.inputs.remove(value)
+    return bool(frozen)
+
+
+class _Folder:
+    """The walk over one model."""
+
+    def __init__(self, model: ir.Model, only: str | None) -> None:
+        self.model = model
+        self.only = only
+        self.facts = Facts(model)
+        self.names = Names(self.facts)
+        self.decisions: dict[ir.Node, Decision] = {}  # by the first node of the run
+        self.created: dict[ir.Node, ir.Node] = {}  # nodes that folds put in, and whose decision they belong to
+
+    def run(self, before: tuple[int, int], changed: bool) -> FoldReport:
+        folded, affines = self._walk()
+        left = affines
+        while folded:
+            changed = True
+            folded, left = self._walk()
+        after = _count_nodes(self.model)
+        return FoldReport(
+            tuple(replace(d, left=self._left(node)) for node, d in self.decisions.items()),
+            Counts(before[0], affines, before[1]),
+            Counts(after[0], left, after[1]),
+            changed,
+        )
+
+    def _walk(self) -> tuple[bool, int]:
+        """Once over all graphs: whether anything was folded, and how many affine nodes were met."""
+        folded, affines = False, 0
+        for scope in self.facts.scopes:
+            for site in sites(self.facts, list(scope.graph)):
+                if site.affine is not None:
+                    affines += sum(n.op_type != "BatchNormalization" for n in site.nodes)
+                if self.only == "batchnorm" and not any(n.op_type == "BatchNormalization" for n in site.nodes):
+                    continue
+                folded |= self._fold(scope, site)
+        return folded, affines
+
+    def _fold(self, scope: Scope, site: Site) -> bool:
+        owner, decision = self._decision(scope, site)
+        try:
+            found = plan(self.facts, site)
+        except Declined as declined:
+            if owner is not None:
+                self.decisions[owner] = replace(decision, reason=declined.reason, detail=declined.detail)
+            return False
+        if owner is not None:
+            self.decisions[owner] = replace(
+                decision, outcome=found.outcome, into=found.into, reason=None, detail=""
+            )
+        added = Writer(self.facts, self.names, scope, found).write()
+        self.created |= dict.fromkeys(added, owner or self.created[site.nodes[0]])
+        return True
+
+    def _decision(self, scope: Scope, site: Site) -> tuple[ir.Node | None, Decision]:
+        """The decision that speaks for a run, and the node it is filed under; None for mere leftovers.
+
+        What an earlier fold put in belongs to the decision of that fold, and only if that was a merge
+        is there still something to decide.
+        """
+        owners: dict[ir.Node, Decision | None] = {}
+        for node in site.nodes:
+            owner = self.created.get(node, node)
+            old = self.decisions.get(owner)
+            if owner is node or (old is not None and old.outcome is Outcome.MERGED):
+                owners[owner] = old
+        decision = Decision(
+            graph=scope.path,
+            nodes=tuple(label(n) for n in site.nodes if n not in self.created),
+            op_types=tuple(n.op_type for n in site.nodes if n not in self.created),
+            value=site.result.name or "",
+            channels=None if site.affine is None else site.affine.channels,
+            outcome=Outcome.KEPT,
+        )
+        if not owners:
+            return None, decision
+        first, *others = owners
+        for other in others:
+            self.decisions.pop(other, None)
+        old = owners[first]
+        return first, old if old is not None and old.outcome is Outcome.MERGED else decision
+
+    def _left(self, owner: ir.Node) -> tuple[str, ...]:
+        """The operators that a fold put in and that are still there."""
+        return tuple(n.op_type for n, o in self.created.items() if o is owner and n.graph is not None)

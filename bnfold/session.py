@@ -1,0 +1,487 @@
+"""Runs models in onnxruntime, in a process of its own, and chooses what to feed them.
+
+onnxruntime can crash or hang on a model that it cannot handle; here that ends a child process and
+becomes an `Unrunnable`. The child is this very file, run as a script: it imports nothing but numpy
+and onnxruntime, so it starts fast, and it needs no `__main__` guard in the program that uses it.
+Parent and child speak over pipes: a JSON header, then the bytes of the arrays it announces.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import Enum
+from itertools import product
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = NDArray[Any]
+
+
+class Unrunnable(Exception):
+    """What onnxruntime could not load, run or return, and why. It never leaves the package."""
+
+
+class Lost(Unrunnable):
+    """The process that ran onnxruntime crashed or gave no answer in time."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The names by which an opened model is fed and answers, in its own order."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class Session:
+    """One model at a time, open in onnxruntime with its optimizations disabled, in a child process.
+
+    The process starts with the first model and is replaced after a crash. Use it in a `with`.
+
+    Args:
+        timeout: Seconds that any single answer may take.
+    """
+
+    def __init__(self, timeout: float = 300.0) -> None:
+        self._timeout = timeout
+        self._process: subprocess.Popen[bytes] | None = None
+        self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process; nothing it was doing is waited for."""
+        self._stop()
+        self._complaints.close()
+
+    def open(
+        self,
+        model: Path | bytes,
+        *,
+        initializers: Iterable[tuple[str, Array]] = (),
+        folder: Path | None = None,
+    ) -> Signature:
+        """Load a model in place of the one that is open.
+
+        Args:
+            model: Its file, or its serialized form.
+            initializers: Values to use instead of those stored for these names of the main graph;
+                taken one at a time, so they need not be in memory together.
+            folder: Where the external data of a serialized model lie.
+
+        Raises:
+            Unrunnable: onnxruntime refuses the model.
+            Lost: The process crashed or gave no answer in time.
+        """
+        if self._process is None:
+            self._start()
+        for name, value in initializers:
+            self._ask({"do": "initializer"}, {name: value})
+        request = {"do": "open", "folder": str(folder.resolve()) if folder else None}
+        if isinstance(model, bytes):
+            reply, _ = self._ask(request, {"model": np.frombuffer(model, np.uint8)})
+        else:
+            reply, _ = self._ask(request | {"path": str(model.resolve())}, {})
+        return Signature(tuple(reply["inputs"]), tuple(reply["outputs"]))
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs by name.
+
+        Raises:
+            Unrunnable: The model fails on these feeds, or an output is not a tensor of numbers.
+            Lost: The process crashed or gave no answer in time.
+        """
+        return self._ask({"do": "run"}, feeds)[1]
+
+    def _start(self) -> None:
+        # -P: the folder of this file has modules like `model` that must not shadow others. The
+        # child finds packages where the parent does, however the parent came to its path.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        self._complaints.seek(0)
+        self._complaints.truncate()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._complaints,
+                env=environment,
+            )
+        except OSError as error:
+            raise Lost(f"the process for onnxruntime could not be started: {error}") from error
+
+    def _stop(self) -> int | None:
+        """Kill the process, and say how it ended if it had ended by itself."""
+        process, self._process = self._process, None
+        if process is None or process.stdin is None or process.stdout is None:
+            return None
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
+            try:
+                pipe.close()
+            except OSError:  # what was still buffered for a dead process
+                continue
+        return process.wait()
+
+    def _ask(self, request: dict[str, Any], arrays: Mapping[str, Array]) -> tuple[dict[str, Any], dict[str, Array]]:
+        with self._watched() as (requests, replies):
+            _send(requests, request, arrays)
+            reply, results = _receive(replies)
+        if "error" in reply:
+            raise Unrunnable(reply["error"])
+        return reply, results
+
+    @contextmanager
+    def _watched(self) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+        """The pipes; a timer kills the process, so a read ends on every platform."""
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise Unrunnable("no model is open")
+        late = threading.Event()
+
+        def expire() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(self._timeout, expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield process.stdin, process.stdout
+        except (EOFError, OSError) as error:
+            raise Lost(self._epitaph(late.is_set())) from error
+        finally:
+            timer.cancel()
+
+    def _epitaph(self, late: bool) -> str:
+        """Why the process is no more."""
+        process = self._process
+        if process is not None:
+            try:  # its pipe can close a moment before it is gone
+                process.wait(1.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        code = self._stop()
+        if late:
+            return f"onnxruntime gave no answer within {self._timeout:g} s"
+        self._complaints.seek(0)
+        lines = self._complaints.read().decode(errors="replace").strip().splitlines()
+        ended = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+        return _one_line(f"onnxruntime crashed ({ended})" + (f": {lines[-1]}" if lines else ""))
+
+
+# What goes over the pipes
+
+
+def _send(stream: IO[bytes], header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    plain = {name: np.asarray(value, order="C") for name, value in arrays.items()}
+    announced = [[name, value.dtype.str, value.shape] for name, value in plain.items()]
+    text = json.dumps({**header, "arrays": announced}).encode()
+    stream.write(len(text).to_bytes(8, "little") + text)
+    for value in plain.values():
+        stream.write(value.reshape(-1).view(np.uint8).data)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, Array]]:
+    header: dict[str, Any] = json.loads(_read(stream, int.from_bytes(_read(stream, 8).tobytes(), "little")).tobytes())
+    arrays = {}
+    for name, code, shape in header["arrays"]:
+        dtype = np.dtype(code)
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        arrays[name] = _read(stream, size).view(dtype).reshape(shape)
+    return header, arrays
+
+
+def _read(stream: IO[bytes], size: int) -> NDArray[np.uint8]:
+    buffer = np.empty(size, np.uint8)
+    done = 0
+    while done < size:
+        got = stream.readinto(buffer[done:].data)  # type: ignore[attr-defined]  # IO lacks it, pipes have it
+        if not got:
+            raise EOFError
+        done += got
+    return buffer
+
+
+def _one_line(text: str) -> str:
+    short = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", " ".join(text.split()))
+    return short if len(short) <= 400 else short[:397] + "..."
+
+
+# Inputs: what to feed a model that nobody told us anything about
+
+
+class Values(Enum):
+    """Distribution of the floating inputs of one feed."""
+
+    NORMAL = "N(0, 1)"
+    UNIFORM = "U[0, 1)"
+    WIDE = "3 N(0, 1)"
+
+
+class Integers(Enum):
+    """Range of the integer inputs: they may be indices, lengths or pixels; [low, high)."""
+
+    SMALL = (0, 3)
+    ONE = (1, 2)
+    ZERO = (0, 1)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a graph that has to be fed.
+
+    Attributes:
+        name: Its name.
+        dtype: Numpy dtype of its elements.
+        shape: A size, or the name of a free one, per axis; None when not even the rank is known.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str, ...] | None
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Inputs with every free size decided but that of the batch.
+
+    Attributes:
+        inputs: All of known rank.
+        sizes: By name of the free dimension.
+        batch: Names of the free leading dimensions; they share one size.
+        integers: What integer inputs hold.
+    """
+
+    inputs: tuple[Input, ...]
+    sizes: Mapping[str, int]
+    batch: frozenset[str]
+    integers: Integers
+
+    def feed(self, rng: np.random.Generator, batch: int, values: Values) -> dict[str, Array]:
+        """Arrays for all inputs, drawn from `rng`."""
+        return {i.name: self._draw(rng, i, batch, values) for i in self.inputs}
+
+    def _draw(self, rng: np.random.Generator, target: Input, batch: int, values: Values) -> Array:
+        shape = [self._size(dim, batch) for dim in target.shape or ()]
+        if target.dtype.kind == "b":
+            return rng.integers(0, 2, shape).astype(bool)
+        if target.dtype.kind in "iu":
+            # Eight bits are pixels, never an index or a length.
+            low, high = (0, 128) if target.dtype.itemsize == 1 else self.integers.value
+            return rng.integers(low, high, shape).astype(target.dtype)
+        match values:
+            case Values.NORMAL:
+                drawn = rng.standard_normal(shape)
+            case Values.UNIFORM:
+                drawn = rng.random(shape)
+            case Values.WIDE:
+                drawn = 3 * rng.standard_normal(shape)
+        return np.asarray(drawn, dtype=target.dtype)
+
+    def _size(self, dim: int | str, batch: int) -> int:
+        return dim if isinstance(dim, int) else batch if dim in self.batch else self.sizes[dim]
+
+
+def inputs_of(model: onnx.ModelProto) -> tuple[Input, ...]:
+    """The inputs of the main graph that no initializer provides.
+
+    Raises:
+        Unrunnable: One is not a tensor of numbers that numpy knows.
+    """
+    provided = {t.name for t in model.graph.initializer} | {t.values.name for t in model.graph.sparse_initializer}
+    return tuple(_input(value) for value in model.graph.input if value.name not in provided)
+
+
+def bindings(model: onnx.ModelProto) -> Iterator[Binding]:
+    """Ways to feed a model, the most telling first; the first that runs is to be taken.
+
+    Free sizes differ from one another and from every size of a weight, so that a mistaken axis
+    shows. Many networks run at some sizes only (multiples of 32, a length that is a constant inside):
+    those come later, and in the end sizes that do coincide.
+    """
+    inputs = inputs_of(model)
+    known = _sizes_read_by_weights(model)
+    taken = {int(d) for t in model.graph.initializer for d in t.dims}
+    has_integers = any(i.dtype.kind in "iu" and i.dtype.itemsize > 1 for i in inputs)
+    unranked = any(i.shape is None and i.name not in known for i in inputs)
+    for integers, rank in product(Integers if has_integers else [Integers.SMALL], [4, 3, 2, 1, 5, 0] if unranked else [0]):
+        ranked = tuple(_ranked(i, known.get(i.name), rank) for i in inputs)
+        names = list(dict.fromkeys(d for i in ranked for d in i.shape or () if isinstance(d, str)))
+        batch = frozenset(i.shape[0] for i in ranked if i.shape and isinstance(i.shape[0], str))
+        free = [name for name in names if name not in batch]
+        for sizes in _sizes(len(free), taken):
+            yield Binding(ranked, dict(zip(free, sizes, strict=True)), batch, integers)
+
+
+def _input(value: onnx.ValueInfoProto) -> Input:
+    import onnx
+
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        raise Unrunnable(f"input '{value.name}' is a {str(kind).removesuffix('_type')}; only tensors can be fed")
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    if dtype.kind not in "fiub":
+        name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        raise Unrunnable(f"input '{value.name}' has elements of type {name}, which cannot be fed")
+    if not tensor.HasField("shape"):
+        return Input(value.name, dtype, None)
+    dims = enumerate(tensor.shape.dim)
+    return Input(value.name, dtype, tuple(_dimension(value.name, axis, dim) for axis, dim in dims))
+
+
+def _dimension(name: str, axis: int, dim: onnx.TensorShapeProto.Dimension) -> int | str:
+    if dim.HasField("dim_value") and dim.dim_value >= 0:  # negative: an old spelling of "free"
+        return dim.dim_value
+    return dim.dim_param or f"{name}[{axis}]"
+
+
+def _sizes_read_by_weights(model: onnx.ModelProto) -> dict[str, tuple[int | None, int, int]]:
+    """For inputs read by an operator with a stored weight: (rank or None, axis, size) it asks for."""
+    weights = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    found: dict[str, tuple[int | None, int, int]] = {}
+    for node in model.graph.node:
+        shape = weights.get(node.input[1]) if len(node.input) > 1 else None
+        if not shape:
+            continue
+        if node.op_type == "Conv":
+            group = next((a.i for a in node.attribute if a.name == "group"), 1)
+            found[node.input[0]] = (len(shape), 1, shape[1] * group)
+        elif node.op_type == "ConvTranspose":
+            found[node.input[0]] = (len(shape), 1, shape[0])
+        elif node.op_type == "BatchNormalization":
+            found[node.input[0]] = (None, 1, shape[0])
+        elif node.op_type == "MatMul" and len(shape) > 1:
+            found[node.input[0]] = (None, -1, shape[-2])
+        elif node.op_type == "Gemm":
+            transposed = any(a.name == "transB" and a.i for a in node.attribute)
+            found[node.input[0]] = (2, -1, shape[1 if transposed else 0])
+    return found
+
+
+def _ranked(target: Input, known: tuple[int | None, int, int] | None, rank: int) -> Input:
+    """The input with a rank, and with the size that its reader's weight asks for."""
+    shape = target.shape
+    if shape is None:
+        length = rank if known is None else known[0] or max(rank, 2)
+        shape = tuple(f"{target.name}[{axis}]" for axis in range(length))
+    if known is not None and len(shape) > 1 and isinstance(shape[known[1]], str):
+        axis = known[1] % len(shape)
+        shape = (*shape[:axis], known[2], *shape[axis + 1 :])
+    return replace(target, shape=shape)
+
+
+def _sizes(count: int, taken: set[int]) -> Iterator[Sequence[int]]:
+    """Sizes for so many free dimensions."""
+    if count == 0:
+        yield ()
+        return
+    odd = [n for n in range(37, 10_000, 2) if n not in taken]
+    even = [n for n in range(64, 10_000 * 32, 32) if n not in taken]
+    yield odd[:count]
+    yield even[:count]
+    for n in (32, 64, 224, 1, 2, 3, 4, 8, 16, 5, 7, 10, 20, 50, 100, 48, 96, 128, 192, 256, 299, 320, 416, 512, 640):
+        yield [n] * count
+
+
+# The child
+
+
+class _Runtime:
+    """The other end of the pipes: holds the one open model."""
+
+    def __init__(self) -> None:
+        import onnxruntime
+
+        self._onnxruntime = onnxruntime
+        self._session: Any = None
+        # onnxruntime does not own the values that it is given: they live as long as the session.
+        self._values: dict[str, Any] = {}
+        self._pending: dict[str, Any] = {}
+
+    def answer(self, request: dict[str, Any], arrays: dict[str, Array]) -> tuple[dict[str, Any], dict[str, Array]]:
+        match request["do"]:
+            case "initializer":
+                convert = self._onnxruntime.OrtValue.ortvalue_from_numpy
+                self._pending |= {name: convert(value) for name, value in arrays.items()}
+                return {}, {}
+            case "open":
+                return self._open(request, arrays.get("model")), {}
+            case _:
+                return {}, self._run(arrays)
+
+    def _open(self, request: dict[str, Any], model: Array | None) -> dict[str, Any]:
+        self._session = None  # free the model before, so that there is never more than one
+        self._values, self._pending = self._pending, {}
+        options = self._onnxruntime.SessionOptions()
+        options.graph_optimization_level = self._onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = 2  # a fixed number: sums are split by it
+        options.inter_op_num_threads = 1
+        options.use_deterministic_compute = True
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if request["folder"] is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", request["folder"])
+        for name, value in self._values.items():
+            options.add_initializer(name, value)
+        source = request["path"] if model is None else model.tobytes()
+        self._session = self._onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return {
+            "inputs": [i.name for i in self._session.get_inputs()],
+            "outputs": [o.name for o in self._session.get_outputs()],
+        }
+
+    def _run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        if self._session is None:
+            raise ValueError("no model is open")
+        names = [o.name for o in self._session.get_outputs()]
+        outputs = dict(zip(names, self._session.run(names, feeds), strict=True))
+        for name, value in outputs.items():
+            if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+                raise ValueError(f"output '{name}' is not a tensor of numbers")
+        return outputs
+
+
+def _serve() -> None:
+    """Answer until the parent closes the pipe."""
+    # What native code prints must not get among the replies.
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    runtime: _Runtime | None = None
+    while True:
+        try:
+            request, arrays = _receive(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            runtime = runtime or _Runtime()
+            reply, results = runtime.answer(request, arrays)
+        except Exception as error:  # onnxruntime's errors have no base of their own; all go to the parent
+            reply, results = {"error": _one_line(str(error) or type(error).__name__)}, {}
+        _send(replies, reply, results)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,105 @@
+"""Shapes and dtypes that the file does not state, by ONNX's shape inference.
+
+Inference sees the graph with the headers of its large tensors, not their numbers, and its answers stay
+beside the model: the model itself keeps exactly the shape information it came with.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+Dim = int | str | None
+"""A size: known, a symbol that stands for one, or unknown."""
+
+Inferred = tuple[np.dtype[Any] | None, tuple[Dim, ...] | None]
+"""The dtype and the sizes of a value."""
+
+_HEADER_ONLY = 4096  # bytes; a shape or a list of axes is smaller
+
+_log = logging.getLogger(__name__)
+
+
+def infer_types(model: ir.Model) -> dict[ir.Value, Inferred]:
+    """Dtype and sizes of every value of the main graph and its inner graphs that inference can tell.
+
+    Returns an empty dictionary if inference refuses the model.
+    """
+    import onnx
+    from onnx import shape_inference
+
+    try:
+        proto = onnx.ModelProto(ir_version=model.ir_version)
+        for domain, version in model.opset_imports.items():
+            proto.opset_import.add(domain=domain, version=version)
+        for function in model.functions.values():
+            proto.functions.append(ir.serde.serialize_function(function))
+        _outline(model.graph, proto.graph)
+        inferred = shape_inference.infer_shapes(proto, data_prop=True)
+    except (shape_inference.InferenceError, ir.serde.SerdeError, ValueError, RuntimeError) as error:
+        _log.info("shape inference failed, its facts are missing: %s", error)
+        return {}
+    found: dict[ir.Value, Inferred] = {}
+    _collect(model.graph, inferred.graph, found)
+    return found
+
+
+def numpy_dtype(dtype: ir.DataType) -> np.dtype[Any] | None:
+    """The numpy dtype of an ONNX element type; None for strings and the undefined."""
+    try:
+        return np.dtype(dtype.numpy())
+    except TypeError:
+        return None
+
+
+def size_of(dim: int | ir.SymbolicDim) -> Dim:
+    """An onnx_ir dimension as plain data."""
+    return dim if isinstance(dim, int) else dim.value
+
+
+def _outline(graph: ir.Graph, proto: Any) -> None:
+    """Write a graph with headers instead of large tensors."""
+    for value in graph.inputs:
+        proto.input.append(ir.serde.serialize_value(value))
+    for value in graph.outputs:
+        proto.output.append(ir.serde.serialize_value(value))
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        if isinstance(tensor, ir.LazyTensor) or tensor.nbytes >= _HEADER_ONLY:
+            proto.initializer.add(name=value.name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
+        else:
+            proto.initializer.append(ir.serde.serialize_tensor(tensor))
+    for node in graph:
+        proto.node.append(ir.serde.serialize_node(node))
+        for value in node.outputs:
+            if value.name and value.type is not None and not value.is_graph_output():
+                proto.value_info.append(ir.serde.serialize_value(value))
+
+
+def _collect(graph: ir.Graph, proto: Any, found: dict[ir.Value, Inferred]) -> None:
+    """Read the answers back, graph and proto side by side."""
+    types = {info.name: info.type for info in (*proto.value_info, *proto.output, *proto.input)}
+    for value in graph.inputs:
+        _note(value, types, found)
+    for node, node_proto in zip(graph, proto.node, strict=True):
+        for value in node.outputs:
+            _note(value, types, found)
+        for attribute in node_proto.attribute:
+            if attribute.HasField("g"):
+                _collect(node.attributes[attribute.name].as_graph(), attribute.g, found)
+
+
+def _note(value: ir.Value, types: dict[str | None, Any], found: dict[ir.Value, Inferred]) -> None:
+    kind = types.get(value.name)
+    if kind is None or not kind.HasField("tensor_type"):
+        return
+    tensor = kind.tensor_type
+    sizes: tuple[Dim, ...] | None = None
+    if tensor.HasField("shape"):
+        sizes = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
+    found[value] = (numpy_dtype(ir.DataType(tensor.elem_type)), sizes)

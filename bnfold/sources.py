@@ -1,0 +1,240 @@
+"""Sources: the nodes that are affine maps, and the runs of them that make a site.
+
+Inference mode of a BatchNormalization is established here and nowhere else: by attribute, by opset and
+by outputs (https://onnx.ai/onnx/operators/onnx__BatchNormalization.html).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from .affine import Affine
+from .constants import FLOATS, Constant
+from .double_double import DoubleDouble
+from .errors import InputError
+from .facts import Facts, Op
+from .report import Declined, Reason
+
+OPERATORS = frozenset({"BatchNormalization", "Mul", "Add", "Sub", "Div", "Neg"})
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A node that computes `affine` of its input number `data`."""
+
+    affine: Affine
+    data: int
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A maximal run of sources, composed.
+
+    Attributes:
+        nodes: The run, in the order of the data.
+        affine: What it computes; None if its only node declined.
+        data: The value that goes in; None likewise.
+        declined: Why the node is no source, although it looks like one.
+    """
+
+    nodes: tuple[ir.Node, ...]
+    affine: Affine | None
+    data: ir.Value | None
+    declined: Declined | None = None
+
+    @property
+    def result(self) -> ir.Value:
+        """The value that comes out."""
+        return self.nodes[-1].outputs[0]
+
+
+def sites(facts: Facts, nodes: Iterable[ir.Node]) -> Iterator[Site]:
+    """The sites among the nodes of one graph, which may be edited between two of them."""
+    taken: set[ir.Node] = set()
+    for node in nodes:
+        if node in taken or node.graph is None:
+            continue
+        site = _site(facts, node)
+        if site is not None:
+            taken.update(site.nodes)
+            yield site
+
+
+def source(op: Op) -> Source | None:
+    """The affine that a node is, or None if it is none and does not look like one.
+
+    Raises:
+        Declined: It looks like one: a BatchNormalization, or arithmetic with a constant.
+    """
+    if op.node.domain or op.node.op_type not in OPERATORS:
+        return None
+    if op.type == "BatchNormalization":
+        return Source(batchnorm(op), 0)
+    if op.type == "Neg":
+        return Source(Affine.of(DoubleDouble.of(-1.0), None, None), 0) if _is_float(op, 0) else None
+    return _arithmetic(op)
+
+
+def need_inference(op: Op) -> None:
+    """Raise `Declined` unless the BatchNormalization runs in inference mode."""
+    outputs = sum(1 for o in op.node.outputs if o.name)
+    if op.opset >= 14:
+        training = bool(op.integer("training_mode", 0))
+    elif op.opset >= 7:
+        training = outputs == 5  # this is how these opsets say it, even if nothing reads the four
+    else:
+        training = not op.integer("is_test", 0)
+    if training:
+        raise Declined(Reason.TRAINING_MODE, f"{op.name!r}, opset {op.opset}")
+    if outputs != 1:
+        raise Declined(Reason.EXTRA_OUTPUTS, f"{op.name!r} declares {outputs} outputs, opset {op.opset}")
+    if op.opset < 9 and not op.integer("spatial", 1):
+        raise Declined(Reason.SPATIAL, f"{op.name!r}")
+
+
+def batchnorm(op: Op) -> Affine:
+    """s = scale / √(var + ε), t = bias − s · mean, per channel on axis 1."""
+    need_inference(op)
+    scale, bias, mean, _ = (_parameter(op, i) for i in (1, 2, 3, 4))
+    s = scale / deviation(op)
+    return Affine.of(s, bias - s * mean, 1)
+
+
+def deviation(op: Op) -> DoubleDouble:
+    """√(var + ε) of a BatchNormalization, shape (C,). ε is a float32, exactly."""
+    epsilon = op.real("epsilon", float(np.float32(1e-5)))
+    var = _parameter(op, 4) + DoubleDouble.of(epsilon)
+    wrong = np.nonzero(var.hi <= 0.0)[0]
+    if wrong.size:
+        c = int(wrong[0])
+        raise Declined(
+            Reason.NEGATIVE_VARIANCE, f"{op.name!r}, channel {c}: variance + epsilon is {var.hi[c]:.6g}"
+        )
+    return var.sqrt()
+
+
+def _parameter(op: Op, i: int) -> DoubleDouble:
+    """Scale, bias, mean or var of a BatchNormalization, shape (C,)."""
+    constant = op.need_constant(i, Reason.RUNTIME_PARAMETERS)
+    numbers, name = constant.exact(), op.need_input(i).name
+    if not numbers.is_finite():
+        raise Declined(Reason.NOT_FINITE, f"{name!r}, input {i} of {op.name!r}")
+    channels = _channels(op)
+    if len(constant.shape) != 1 or channels not in (None, constant.shape[0]):
+        raise InputError(
+            f"node {op.name!r} (BatchNormalization): {name!r} has shape {list(constant.shape)}, but there are "
+            f"{channels} channels; the model is invalid, export it again"
+        )
+    return numbers
+
+
+def _channels(op: Op) -> int | None:
+    """The number of channels as the data or, failing that, the scale has it."""
+    data, scale = op.need_input(0), op.constant(1)
+    if data.shape is not None and len(data.shape) > 1 and isinstance(size := data.shape[1], int):
+        return size
+    return None if scale is None or len(scale.shape) != 1 else scale.shape[0]
+
+
+def _arithmetic(op: Op) -> Source | None:
+    """Mul, Add, Sub or Div of data and a constant."""
+    if len(op.node.inputs) != 2:
+        return None
+    known = [i for i in (0, 1) if (op.constant(i)) is not None]
+    if len(known) != 1:
+        return None
+    (i,) = known
+    constant = op.constant(i)
+    if constant is None or constant.dtype not in FLOATS or (op.type == "Div" and i == 0):
+        return None
+    numbers, axis = _along_one_axis(op, i, constant)
+    if op.type in ("Mul", "Div"):
+        if op.type == "Div" and not np.all(numbers.hi):
+            raise Declined(Reason.NOT_FINITE, f"{op.name!r} divides by zero")
+        scale = numbers if op.type == "Mul" else DoubleDouble.of(1.0) / numbers
+        return Source(Affine.of(scale, None, axis), 1 - i)
+    negative = op.type == "Sub"
+    scale = DoubleDouble.of(-1.0 if negative and i == 0 else 1.0)
+    return Source(Affine.of(scale, -numbers if negative and i == 1 else numbers, axis), 1 - i)
+
+
+def _along_one_axis(op: Op, i: int, constant: Constant) -> tuple[DoubleDouble, int | None]:
+    """The constant operand i as one number per index of one axis of the data, or one number."""
+    name = op.need_input(i).name
+    shape = constant.shape
+    if shape == ():
+        return _finite(constant.exact(), name), None
+    rank = op.need_rank(1 - i)
+    offset = op.operand_offset(i, len(shape), rank)
+    if offset is None:
+        raise Declined(Reason.NOT_PER_CHANNEL, f"{name!r} of shape {list(shape)} raises the rank of the data")
+    axes = [k for k, n in enumerate(shape) if n != 1]
+    for k in axes:
+        size = op.need_dim(1 - i, offset + k)
+        if size != shape[k]:
+            raise Declined(
+                Reason.NOT_PER_CHANNEL, f"{name!r} of shape {list(shape)} broadcasts axis {offset + k} of the data"
+            )
+    base = constant.rounded()
+    for k in axes if len(axes) > 1 else ():
+        if np.all(base == base.take([0], k)):
+            base = base.take([0], k)
+    varying = [k for k, n in enumerate(base.shape) if n != 1]
+    if len(varying) > 1 or not base.size:
+        raise Declined(Reason.NOT_PER_CHANNEL, f"{name!r} of shape {list(shape)} varies along several axes")
+    numbers = _finite(DoubleDouble.of(base) if len(axes) > 1 else constant.exact(), name)
+    if not varying:
+        return numbers.reshape(), None
+    return numbers.reshape(-1), offset + varying[0]
+
+
+def _finite(numbers: DoubleDouble, name: str | None) -> DoubleDouble:
+    if not numbers.is_finite():
+        raise Declined(Reason.NOT_FINITE, f"{name!r} holds NaN or infinity")
+    return numbers
+
+
+def _is_float(op: Op, i: int) -> bool:
+    return op.facts.dtype(op.need_input(i)) in FLOATS
+
+
+def _site(facts: Facts, node: ir.Node) -> Site | None:
+    """The run that starts at a node; None if the node is no source."""
+    try:
+        first = source(facts.op(node))
+    except Declined as declined:
+        return Site((node,), None, None, declined)
+    if first is None:
+        return None
+    data = node.inputs[first.data]
+    assert data is not None
+    nodes, affine = [node], first.affine
+    while (following := _next(facts, nodes[-1])) is not None:
+        reader, after = following
+        if not affine.meets(after):
+            break
+        nodes.append(reader)
+        affine = affine.then(after)
+    constant = facts.constant(data) is not None
+    reason = Declined(Reason.FROM_CONSTANT, f"{data.name!r} is a constant") if constant else None
+    return Site(tuple(nodes), affine, data, reason)
+
+
+def _next(facts: Facts, node: ir.Node) -> tuple[ir.Node, Affine] | None:
+    """The source that is the only reader of a node, and its affine."""
+    value = node.outputs[0]
+    uses = value.uses()
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    (reader, index), *_ = uses
+    if reader.graph is not node.graph:
+        return None
+    try:
+        found = source(facts.op(reader))
+    except Declined:
+        return None
+    return (reader, found.affine) if found is not None and found.data == index else None

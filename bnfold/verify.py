@@ -1,0 +1,460 @@
+"""Says whether two models are the same function, up to the rounding that any stored model has.
+
+The yardstick is the original itself: how far its outputs move when its inputs and its floating
+constants move by one unit in the last place. A result may be a few times that far from the original
+(`tolerance`), whatever the size of the outputs. Nothing here is shared with the code that folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .report import CheckReport, OutputCheck, Verdict
+from .session import Binding, Lost, Session, Unrunnable, Values, bindings
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = NDArray[Any]
+
+# Nudged runs: so many at least, more for outputs of few elements (one unlucky draw must not make the
+# yardstick short), and up to the most while a ratio is not clearly good.
+_DRAWS, _DRAWS_SMALL, _DRAWS_MOST = 4, 8, 16
+_SMALL = 64
+# A finite ratio beyond so many tolerances is no bad luck: no further draws.
+_HOPELESS = 100
+
+
+def check(
+    reference: Path,
+    candidate: Path,
+    *,
+    tolerance: float = 4.0,
+    seed: int = 0,
+    timeout: float = 300.0,
+) -> CheckReport:
+    """Compare a model with its original by running both in onnxruntime, in a child process.
+
+    Args:
+        reference: The original; its noise is the yardstick.
+        candidate: The model to judge.
+        tolerance: How many times the noise the error may be, per output and feed.
+        seed: Decides the inputs and the nudges; the same seed gives the same report.
+        timeout: Seconds that a single load or run may take.
+
+    Returns:
+        Pass; fail, with the worst output in the message; or undecided, when the original cannot be
+        run or no output holds a finite number. A candidate that cannot be run while the original
+        can has failed.
+    """
+    with Session(timeout) as session:
+        return compare(session, reference, candidate, tolerance=tolerance, seed=seed)
+
+
+def compare(
+    session: Session, reference: Path, candidate: Path, *, tolerance: float = 4.0, seed: int = 0
+) -> CheckReport:
+    """`check` in a session that is there already; for many comparisons one process will do."""
+    try:
+        trials = _run_reference(session, reference, seed)
+    except Unrunnable as error:
+        message = f"nothing was compared, because the original cannot be run: '{reference}': {error}"
+        return CheckReport(Verdict.UNDECIDED, tolerance, message=message)
+    try:
+        tallies = _run_candidate(session, candidate, trials)
+    except Unrunnable as error:
+        message = f"the original runs, but the result does not: '{candidate}': {error}"
+        return CheckReport(Verdict.FAIL, tolerance, message=message)
+    except _Different as difference:
+        message = f"the result '{candidate}' is not the original '{reference}': {difference}"
+        return CheckReport(Verdict.FAIL, tolerance, message=message)
+    if not tallies:
+        message = f"nothing was compared: no output of '{reference}' holds a finite number on {len(trials)} feeds"
+        return CheckReport(Verdict.UNDECIDED, tolerance, runs=len(trials), message=message)
+    _measure_noise(session, reference, trials, tallies, tolerance, seed)
+    return _judge(reference, trials, tallies, tolerance)
+
+
+class _Different(Exception):
+    """The two models need not be measured: they have different signatures."""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One feed and what the original answers."""
+
+    description: str
+    feeds: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class _Distance:
+    """How far an array is from the original's.
+
+    Attributes:
+        rms: Root mean square of the difference, over the elements finite in both; 0 for integers.
+        flips: Share of elements of another kind (NaN, infinity), or, among integers, other value.
+        max_abs: Largest absolute difference.
+    """
+
+    rms: float
+    flips: float
+    max_abs: float
+
+
+@dataclass
+class _Tally:
+    """One output on one trial: the error, and the noise as it comes in draw by draw."""
+
+    trial: int
+    name: str
+    size: int
+    floor: float
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    error: _Distance
+    draws: list[_Distance] = field(default_factory=list)
+
+    def check(self, tolerance: float) -> OutputCheck:
+        """The worse of the two measures, the moved values and the flipped elements."""
+        rms = float(np.sqrt(np.mean([d.rms**2 for d in self.draws]))) if self.draws else 0.0
+        flips = float(np.mean([d.flips for d in self.draws])) if self.draws else 0.0
+        measures = [(self.error.rms, float(np.hypot(rms, self.floor))), (self.error.flips, flips)]
+        error, noise = max(measures, key=lambda m: _ratio(*m))
+        ratio = _ratio(error, noise)
+        return OutputCheck(self.name, error, noise, ratio, self.error.max_abs, ratio <= tolerance)
+
+
+def _ratio(error: float, noise: float) -> float:
+    if error == 0:
+        return 0.0
+    return error / noise if noise else float("inf")
+
+
+# The runs
+
+
+def _run_reference(session: Session, path: Path, seed: int) -> list[_Trial]:
+    signature = session.open(path)
+    binding, first = _runnable(session, _proto(path), seed)
+    batches = (1, 2, 3) if first == 2 else (1, 1, 1)
+    trials = []
+    for number, (batch, values) in enumerate(zip(batches, Values, strict=True)):
+        feeds = binding.feed(np.random.default_rng([seed, number]), batch, values)
+        try:
+            outputs = session.run(feeds)
+        except Lost:
+            raise
+        except Unrunnable:  # a batch that does not suit, or wild values behind an index
+            continue
+        sizes = ", ".join([*(f"{name}={size}" for name, size in binding.sizes.items()), *(f"{n}={batch}" for n in binding.batch)])
+        trials.append(_Trial(f"inputs {values.value}" + (f", {sizes}" if sizes else ""), feeds, {n: outputs[n] for n in signature.outputs}))
+    if not trials:
+        raise Unrunnable("it runs on some inputs, but not on any that a comparison would need")
+    return trials
+
+
+def _runnable(session: Session, model: onnx.ModelProto, seed: int) -> tuple[Binding, int]:
+    """The first binding on which the open model runs, with batch size 2 if it can."""
+    first: Unrunnable | None = None
+    for binding in bindings(model):
+        for batch in (2, 1) if binding.batch else (1,):
+            try:
+                session.run(binding.feed(np.random.default_rng(seed), batch, Values.UNIFORM))
+                return binding, batch
+            except Lost:
+                raise
+            except Unrunnable as error:
+                first = first or error
+    raise Unrunnable(f"no sizes were found at which it runs; at first: {first}")
+
+
+def _run_candidate(session: Session, path: Path, trials: Sequence[_Trial]) -> list[_Tally]:
+    signature = session.open(path)
+    for kind, found, expected in (
+        ("inputs", signature.inputs, tuple(trials[0].feeds)),
+        ("outputs", signature.outputs, tuple(trials[0].outputs)),
+    ):
+        if found != expected:
+            raise _Different(f"its {kind} are {', '.join(found)}, the original's {', '.join(expected)}")
+    tallies = []
+    for number, trial in enumerate(trials):
+        outputs = session.run(trial.feeds)
+        for name, original in trial.outputs.items():
+            result = outputs[name]
+            if result.dtype != original.dtype:
+                raise _Different(f"output '{name}' has type {result.dtype}, the original's {original.dtype}")
+            error = _distance(result, original)
+            finite = original[np.isfinite(original)]
+            if finite.size or error.flips:  # else nothing there says anything
+                tallies.append(_Tally(number, name, original.size, _floor(finite), (result.shape, original.shape), error))
+    return tallies
+
+
+def _measure_noise(
+    session: Session,
+    path: Path,
+    trials: Sequence[_Trial],
+    tallies: Sequence[_Tally],
+    tolerance: float,
+    seed: int,
+) -> None:
+    """Run the original nudged, until every ratio is clearly good or there are draws enough."""
+    constants = _Constants(_proto(path), path.parent)
+    least = _DRAWS_SMALL if min(t.size for t in tallies) < _SMALL else _DRAWS
+    for draw in range(_DRAWS_MOST):
+        ratios = [t.check(tolerance).ratio for t in tallies] if draw >= least else []
+        if ratios and (max(ratios) <= tolerance / 2 or _HOPELESS * tolerance < max(ratios) < float("inf")):
+            return
+        rng = np.random.default_rng([seed, 1_000 + draw])
+        try:
+            model, initializers = constants.nudged(rng)
+            session.open(model or path, initializers=initializers, folder=path.parent)
+            for number, trial in enumerate(trials):
+                outputs = session.run({name: _nudged(value, rng) for name, value in trial.feeds.items()})
+                for tally in tallies:
+                    if tally.trial == number:
+                        tally.draws.append(_distance(outputs[tally.name], trial.outputs[tally.name]))
+        except Lost:
+            return
+        except Unrunnable:  # a nudge that the model does not bear; the other draws may
+            continue
+
+
+def _judge(reference: Path, trials: Sequence[_Trial], tallies: Sequence[_Tally], tolerance: float) -> CheckReport:
+    worst: dict[str, tuple[OutputCheck, _Tally]] = {}
+    for tally in tallies:
+        checked = tally.check(tolerance)
+        if tally.name not in worst or checked.ratio > worst[tally.name][0].ratio:
+            worst[tally.name] = checked, tally
+    outputs = tuple(checked for checked, _ in worst.values())
+    checked, tally = max(worst.values(), key=lambda pair: pair[0].ratio)
+    if checked.passed:
+        return CheckReport(Verdict.PASS, tolerance, outputs, len(trials))
+    if not tally.draws:
+        message = f"the result differs from '{reference}', and the rounding noise of the original could not be measured"
+        return CheckReport(Verdict.UNDECIDED, tolerance, outputs, len(trials), message)
+    where = f"output '{checked.name}' on {trials[tally.trial].description}"
+    return CheckReport(Verdict.FAIL, tolerance, outputs, len(trials), f"{where}: {_blame(checked, tally, tolerance)}")
+
+
+def _blame(checked: OutputCheck, tally: _Tally, tolerance: float) -> str:
+    """What is wrong with the worst output."""
+    found, expected = tally.shapes
+    if found != expected:
+        return f"its shape is {found} instead of {expected}"
+    if checked.error == tally.error.flips:
+        return f"{checked.error:.2g} of its elements have another value or kind (NaN, infinity)"
+    times = f"{checked.ratio:.3g} times" if np.isfinite(checked.ratio) else "more than"
+    return (
+        f"the error {checked.error:.3g} is {times} the original's own rounding noise {checked.noise:.3g};"
+        f" {tolerance:g} times is accepted"
+    )
+
+
+# Distances
+
+
+def _distance(value: Array, original: Array) -> _Distance:
+    if value.shape != original.shape:
+        return _Distance(0.0, 1.0, float("inf"))
+    if value.size == 0:
+        return _Distance(0.0, 0.0, 0.0)
+    a, b = value.astype(np.float64), original.astype(np.float64)
+    if value.dtype.kind != "f":
+        return _Distance(0.0, float(np.mean(value != original)), float(np.abs(a - b).max()))
+    finite = np.isfinite(a) & np.isfinite(b)
+    same = finite | (a == b) | (np.isnan(a) & np.isnan(b))
+    apart = np.abs(a[finite] - b[finite])
+    return _Distance(_rms(apart), 1.0 - float(np.mean(same)), float(apart.max(initial=0.0)))
+
+
+def _rms(values: NDArray[np.float64]) -> float:
+    """Root mean square, also of values whose squares are out of range."""
+    largest = float(np.abs(values).max(initial=0.0))
+    return largest * float(np.sqrt(np.mean((values / largest) ** 2))) if largest else 0.0
+
+
+def _floor(values: Array) -> float:
+    """Noise that every output has: it cannot be more exact than its own type."""
+    if values.dtype.kind != "f":
+        return 0.0
+    return float(np.finfo(values.dtype).eps) / 2 * _rms(values.astype(np.float64))
+
+
+# Nudges
+
+
+def _proto(path: Path) -> onnx.ModelProto:
+    import onnx
+
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # onnxruntime has read it, so this is not the user's concern but ours
+        raise Unrunnable(f"its file cannot be read: {error}") from error
+
+
+class _Constants:
+    """The floating constants of a model, to be moved by one unit in the last place.
+
+    Left alone: what decides shapes, Resize scales, exponents (x**2.0000001 is no number for x < 0),
+    zeros, infinities, and attributes such as epsilon.
+    """
+
+    def __init__(self, model: onnx.ModelProto, folder: Path) -> None:
+        self._model = model
+        self._folder = folder
+        self._fixed = _fixed_names(model)
+        self._coarse = _types_cast_to(model)
+        self._inner = list(self._inner_tensors())
+
+    def nudged(self, rng: np.random.Generator) -> tuple[bytes | None, Iterator[tuple[str, Array]]]:
+        """One draw: the serialized model, if it holds constants that are not initializers of its main
+        graph, and new values for those that are."""
+        import onnx
+
+        for name, tensor, stored in self._inner:
+            moved = _nudged(stored, rng, self._coarse.get(name))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(moved, tensor.name))
+        return (self._model.SerializeToString() if self._inner else None), self._initializers(rng)
+
+    def _initializers(self, rng: np.random.Generator) -> Iterator[tuple[str, Array]]:
+        import onnx
+
+        for tensor in self._model.graph.initializer:
+            if _is_plain_float(tensor) and tensor.name not in self._fixed:
+                stored = onnx.numpy_helper.to_array(tensor, str(self._folder))
+                yield tensor.name, _nudged(stored, rng, self._coarse.get(tensor.name))
+
+    def _inner_tensors(self) -> Iterator[tuple[str, onnx.TensorProto, Array]]:
+        """Name, place and value of the constants that onnxruntime cannot be handed by name: those of
+        Constant nodes, of inner graphs, and of types that numpy does not have."""
+        import onnx
+
+        tensors = [(t.name, t) for t in self._model.graph.initializer if not _is_plain_float(t)]
+        for nodes, initializers in _scopes(self._model):
+            tensors += [(t.name, t) for t in initializers]
+            tensors += [(n.output[0], _as_tensor(n.attribute[0])) for n in nodes if _is_constant(n)]
+        for name, tensor in tensors:
+            if name not in self._fixed and tensor.data_type in (*_PLAIN_FLOATS, _BFLOAT16):
+                yield name, tensor, onnx.numpy_helper.to_array(tensor, str(self._folder))
+
+
+# Codes of `TensorProto.DataType`, which is not imported here: float16, float, double.
+_PLAIN_FLOATS = (10, 1, 11)
+_BFLOAT16 = 16
+
+# First of the inputs that are not data but say how to compute (shapes, sizes, scales, exponents).
+_SETTINGS = {
+    "ConstantOfShape": 0,
+    "CumSum": 1,
+    "Expand": 1,
+    "Mod": 1,
+    "OneHot": 1,
+    "Pad": 1,
+    "Pow": 1,
+    "Range": 0,
+    "Reshape": 1,
+    "Resize": 1,
+    "Slice": 1,
+    "Tile": 1,
+    "TopK": 1,
+    "Upsample": 1,
+}
+
+
+def _nudged(values: Array, rng: np.random.Generator, coarse: np.dtype[Any] | None = None) -> Array:
+    """The values, each moved up or down by one unit in the last place of their type, or of a coarser
+    one that they are cast to; zeros, infinities and what is no float stay."""
+    if values.dtype.kind in "iub":
+        return values
+    with np.errstate(all="ignore"):
+        step = np.spacing(np.abs(values).astype(coarse or values.dtype)).astype(values.dtype)
+        sign = rng.integers(0, 2, values.shape, dtype=np.int8) * np.int8(2) - np.int8(1)
+        moved = values + step * sign.astype(values.dtype)
+    return np.asarray(np.where((values != 0) & np.isfinite(moved), moved, values), dtype=values.dtype)
+
+
+def _scopes(model: onnx.ModelProto) -> Iterator[tuple[Sequence[onnx.NodeProto], Sequence[onnx.TensorProto]]]:
+    """Nodes and initializers of every graph and function; the main graph's own initializers aside."""
+    inner = [(model.graph.node, ()), *((function.node, ()) for function in model.functions)]
+    while inner:
+        nodes, initializers = inner.pop()
+        yield nodes, initializers
+        for node in nodes:
+            for attribute in node.attribute:
+                graphs = [attribute.g] if attribute.HasField("g") else attribute.graphs
+                inner += [(graph.node, graph.initializer) for graph in graphs]
+
+
+def _is_plain_float(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_type in _PLAIN_FLOATS
+
+
+def _is_constant(node: onnx.NodeProto) -> bool:
+    """Whether this is a Constant node that holds floating numbers."""
+    return node.op_type == "Constant" and node.attribute[0].name in ("value", "value_float", "value_floats")
+
+
+def _as_tensor(attribute: onnx.AttributeProto) -> onnx.TensorProto:
+    """The tensor of a Constant node, in place; the other spellings of one are turned into it."""
+    import onnx
+
+    if attribute.name != "value":
+        stored = np.array(attribute.f if attribute.name == "value_float" else attribute.floats, np.float32)
+        attribute.CopyFrom(onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(stored)))
+    return attribute.t
+
+
+def _fixed_names(model: onnx.ModelProto) -> set[str]:
+    """Values that decide how something is computed, and all that they are computed from.
+
+    The walk up ends at Shape and Size, whose result no nudge changes. A setting that depends on data
+    fixes nothing: what it is computed from may well be the whole network.
+    """
+    producers = {name: node for nodes, _ in _scopes(model) for node in nodes for name in node.output if name}
+    inputs = {value.name for value in model.graph.input} - {t.name for t in model.graph.initializer}
+    fixed: set[str] = set()
+    for nodes, _ in _scopes(model):
+        for node in nodes:
+            if node.op_type in _SETTINGS:
+                for name in node.input[_SETTINGS[node.op_type] :]:
+                    names = _ancestry(name, producers)
+                    if not names & inputs:
+                        fixed |= names
+    return fixed
+
+
+def _ancestry(name: str, producers: Mapping[str, onnx.NodeProto]) -> set[str]:
+    """The name and those it is computed from, as far as values (not shapes) go."""
+    names: set[str] = set()
+    pending = [name]
+    while pending:
+        current = pending.pop()
+        node = producers.get(current)
+        if current and current not in names:
+            names.add(current)
+            if node is not None and node.op_type not in ("Shape", "Size"):
+                pending += node.input
+    return names
+
+
+def _types_cast_to(model: onnx.ModelProto) -> dict[str, np.dtype[Any]]:
+    """For values that a Cast narrows to a coarser float, that type: their own last place is lost."""
+    import onnx
+
+    coarse = {10: np.dtype(np.float16), _BFLOAT16: onnx.helper.tensor_dtype_to_np_dtype(_BFLOAT16)}
+    return {
+        node.input[0]: coarse[attribute.i]
+        for nodes, _ in _scopes(model)
+        for node in nodes
+        if node.op_type == "Cast"
+        for attribute in node.attribute
+        if attribute.name == "to" and attribute.i in coarse
+    }

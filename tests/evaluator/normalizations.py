@@ -1,0 +1,148 @@
+"""Reductions, and the operators that are made of them: normalizations and softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .node import Array, Node, Operator, along, is_float
+
+
+def batch_normalization(node: Node) -> tuple[Array, ...]:
+    """In training mode also the running and, up to opset 13, the saved statistics."""
+    x, scale, bias, mean, var = (node[i] for i in range(5))
+    spatial = bool(node.attributes.get("spatial", 1))
+
+    def shaped(parameter: Array) -> Array:
+        if spatial or parameter.ndim == 1:
+            return along(parameter, 1, x.ndim) if x.ndim > 1 else parameter
+        return parameter[np.newaxis]  # spatial=0: one parameter per channel and position
+
+    if not _is_training(node):
+        return (_standardize(x, shaped(mean), shaped(var), node) * shaped(scale) + shaped(bias),)
+    axes = (0, *range(2, x.ndim)) if spatial else (0,)
+    batch_mean, batch_var = x.mean(axis=axes), x.var(axis=axes)
+    old, new = node.attributes["momentum"], 1 - node.attributes["momentum"]
+    running = (
+        old * mean + new * batch_mean.reshape(mean.shape),
+        old * var + new * batch_var.reshape(var.shape),
+    )
+    y = _standardize(x, x.mean(axis=axes, keepdims=True), x.var(axis=axes, keepdims=True), node)
+    saved = (batch_mean, batch_var) if node.opset < 14 else ()
+    return (y * shaped(scale) + shaped(bias), *running, *saved)
+
+
+def _is_training(node: Node) -> bool:
+    if node.opset >= 14:
+        return bool(node.attributes["training_mode"])
+    if node.opset >= 7:
+        return sum(map(bool, node.outputs)) > 1
+    return not node.attributes["is_test"]
+
+
+def _standardize(x: Array, mean: Array, var: Array, node: Node) -> Array:
+    return np.asarray((x - mean) / np.sqrt(var + node.attributes["epsilon"]))
+
+
+def instance_normalization(node: Node) -> Array:
+    return _group_normalize(node, node[0].shape[1])
+
+
+def group_normalization(node: Node) -> Array:
+    return _group_normalize(node, node.attributes["num_groups"])
+
+
+def _group_normalize(node: Node, groups: int) -> Array:
+    x, scale, bias = node[0], node[1], node[2]
+    grouped = x.reshape(x.shape[0], groups, -1)
+    mean, var = grouped.mean(axis=2, keepdims=True), grouped.var(axis=2, keepdims=True)
+    normal = _standardize(grouped, mean, var, node).reshape(x.shape)
+    if node.op_type == "GroupNormalization" and node.opset < 21:  # scale and bias per group
+        scale, bias = (np.repeat(p, x.shape[1] // groups) for p in (scale, bias))
+    return np.asarray(normal * along(scale, 1, x.ndim) + along(bias, 1, x.ndim))
+
+
+def layer_normalization(node: Node) -> tuple[Array, Array, Array]:
+    x, bias = node[0], node.optional(2)
+    axes = tuple(range(node.attributes["axis"] % x.ndim, x.ndim))
+    mean, var = x.mean(axis=axes, keepdims=True), x.var(axis=axes, keepdims=True)
+    y = _standardize(x, mean, var, node) * node[1]
+    return y if bias is None else y + bias, mean, 1 / np.sqrt(var + node.attributes["epsilon"])
+
+
+def rms_normalization(node: Node) -> Array:
+    x = node[0]
+    axes = tuple(range(node.attributes["axis"] % x.ndim, x.ndim))
+    square = np.mean(x**2, axis=axes, keepdims=True)
+    return np.asarray(x / np.sqrt(square + node.attributes["epsilon"]) * node[1])
+
+
+def log_softmax(node: Node) -> Array:
+    x, axis = node[0], node.attributes["axis"]
+    # Up to opset 12 all axes from `axis` on count as one.
+    axes = tuple(range(axis % x.ndim, x.ndim)) if node.opset < 13 else (axis,)
+    shifted = x - x.max(axis=axes, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=axes, keepdims=True)))
+
+
+def softmax(node: Node) -> Array:
+    return np.asarray(np.exp(log_softmax(node)))
+
+
+def reduction(function: Callable[..., Any]) -> Operator:
+    """A Reduce operator; `function` takes the data, `axis` and `keepdims`."""
+
+    def reduce(node: Node) -> Array:
+        axes = node.ints("axes", 1)
+        if not axes and node.attributes.get("noop_with_empty_axes", 0):
+            return node[0]
+        keepdims = bool(node.attributes["keepdims"])
+        return np.asarray(function(node[0], axis=tuple(axes) if axes else None, keepdims=keepdims))
+
+    return reduce
+
+
+def _max(x: Array, **options: Any) -> Any:
+    return np.max(x, initial=_bounds(x)[0], **options)
+
+
+def _min(x: Array, **options: Any) -> Any:
+    return np.min(x, initial=_bounds(x)[1], **options)
+
+
+def _sum(x: Array, **options: Any) -> Any:
+    return np.sum(x, dtype=x.dtype, **options)
+
+
+def _bounds(x: Array) -> tuple[Any, Any]:
+    """The smallest and the largest value of the type: what the maximum and minimum of nothing are."""
+    if is_float(x):
+        return -np.inf, np.inf
+    return (False, True) if x.dtype == bool else (np.iinfo(x.dtype).min, np.iinfo(x.dtype).max)
+
+
+def arg_max(node: Node) -> Array:
+    x, axis = node[0], node.attributes["axis"]
+    if node.attributes.get("select_last_index", 0):
+        found = x.shape[axis] - 1 - np.argmax(np.flip(x, axis), axis=axis, keepdims=True)
+    else:
+        found = np.argmax(x, axis=axis, keepdims=True)
+    return np.asarray(found if node.attributes["keepdims"] else np.squeeze(found, axis), np.int64)
+
+
+OPERATORS: dict[str, Operator] = {
+    "ArgMax": arg_max,
+    "BatchNormalization": batch_normalization,
+    "GroupNormalization": group_normalization,
+    "InstanceNormalization": instance_normalization,
+    "LayerNormalization": layer_normalization,
+    "LogSoftmax": log_softmax,
+    "RMSNormalization": rms_normalization,
+    "ReduceMax": reduction(_max),
+    "ReduceMean": reduction(np.mean),
+    "ReduceMin": reduction(_min),
+    "ReduceSum": reduction(_sum),
+    "Softmax": softmax,
+}

@@ -1,0 +1,192 @@
+"""Operators that move, select, repeat or create values without computing with them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from onnx import SparseTensorProto, TensorProto, numpy_helper
+
+from .node import Array, Node, Operator, carry
+
+
+def concat(node: Node) -> Array:
+    return np.concatenate([node[i] for i in range(len(node.inputs))], axis=node.attributes.get("axis", 1))
+
+
+def split(node: Node) -> tuple[Array, ...]:
+    x, axis = node[0], node.attributes.get("axis", 0)
+    size, parts = x.shape[axis], len(node.outputs)
+    sizes = node.ints("split", 1)
+    if sizes is None and "num_outputs" in node.attributes:
+        chunk = math.ceil(size / parts)
+        sizes = [min(chunk, size - i * chunk) for i in range(parts)]
+    elif sizes is None:
+        sizes = [size // parts] * parts
+    if sum(sizes) != size or len(sizes) != parts:
+        raise ValueError(f"Split of {size} along axis {axis} into {sizes} for {parts} outputs")
+    return tuple(np.split(x, np.cumsum(sizes)[:-1], axis=axis))
+
+
+def slice_(node: Node) -> Array:
+    x, starts, ends = node[0], node.ints("starts", 1), node.ints("ends", 2)
+    assert starts is not None and ends is not None
+    axes = node.ints("axes", 3) or range(len(starts))
+    steps = node.ints("steps", 4) or [1] * len(starts)
+    where = [slice(None)] * x.ndim
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        where[axis] = slice(start, end, step)
+    return x[tuple(where)]
+
+
+def gather(node: Node) -> Array:
+    return np.asarray(np.take(node[0], node[1], axis=node.attributes["axis"]))
+
+
+def transpose(node: Node) -> Array:
+    return np.transpose(node[0], node.attributes.get("perm"))
+
+
+def squeeze(node: Node) -> Array:
+    axes = node.ints("axes", 1)
+    return np.squeeze(node[0], None if axes is None else tuple(axes))
+
+
+def unsqueeze(node: Node) -> Array:
+    axes = node.ints("axes", 1)
+    assert axes is not None
+    return np.expand_dims(node[0], tuple(axes))
+
+
+def flatten(node: Node) -> Array:
+    x, axis = node[0], node.attributes["axis"]
+    outer = math.prod(x.shape[: axis + x.ndim if axis < 0 else axis])
+    return x.reshape(outer, x.size // outer if outer else math.prod(x.shape[axis:]))
+
+
+def reshape(node: Node) -> Array:
+    x, shape = node[0], node.ints("shape", 1)
+    assert shape is not None
+    if not node.attributes.get("allowzero", 0):
+        shape = [x.shape[i] if size == 0 else size for i, size in enumerate(shape)]
+    return x.reshape(shape)
+
+
+def pad(node: Node) -> Array:
+    x = node[0]
+    pads = node.ints("paddings" if node.opset < 2 else "pads", 1)
+    assert pads is not None
+    axes = node.ints("axes", 3) or range(x.ndim)
+    widths = [(0, 0)] * x.ndim
+    for i, axis in enumerate(axes):
+        widths[axis] = (pads[i], pads[i + len(pads) // 2])
+    # Negative padding crops.
+    x = x[tuple(slice(max(-a, 0), size - max(-b, 0)) for (a, b), size in zip(widths, x.shape, strict=True))]
+    widths = [(max(a, 0), max(b, 0)) for a, b in widths]
+    mode = node.attributes["mode"]
+    if mode != "constant":
+        return np.pad(x, widths, mode=mode)
+    value = node.optional(2)
+    fill = node.attributes.get("value", 0) if value is None else value.item()
+    return np.pad(x, widths, constant_values=fill)
+
+
+def depth_to_space(node: Node) -> Array:
+    x, b = node[0], node.attributes["blocksize"]
+    n, c, h, w = x.shape
+    if node.attributes.get("mode", "DCR") == "DCR":
+        blocks = x.reshape(n, b, b, c // b**2, h, w).transpose(0, 3, 4, 1, 5, 2)
+    else:
+        blocks = x.reshape(n, c // b**2, b, b, h, w).transpose(0, 1, 4, 2, 5, 3)
+    return blocks.reshape(n, c // b**2, h * b, w * b)
+
+
+def space_to_depth(node: Node) -> Array:
+    x, b = node[0], node.attributes["blocksize"]
+    n, c, h, w = x.shape
+    blocks = x.reshape(n, c, h // b, b, w // b, b)
+    order = (0, 3, 5, 1, 2, 4) if node.attributes.get("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    return blocks.transpose(order).reshape(n, c * b**2, h // b, w // b)
+
+
+def expand(node: Node) -> Array:
+    shape = node.ints("shape", 1)
+    assert shape is not None
+    return np.broadcast_to(node[0], np.broadcast_shapes(node[0].shape, tuple(shape)))
+
+
+def tile(node: Node) -> Array:
+    if node.opset >= 6:
+        return np.tile(node[0], node[1].astype(np.int64))
+    repeats = [1] * node[0].ndim
+    repeats[int(node[2].item())] = int(node[1].item())
+    return np.tile(node[0], repeats)
+
+
+def shape(node: Node) -> Array:
+    return np.array(node[0].shape[node.attributes.get("start", 0) : node.attributes.get("end")], np.int64)
+
+
+def size(node: Node) -> Array:
+    return np.array(node[0].size, np.int64)
+
+
+def constant(node: Node) -> Array:
+    ((name, value),) = node.attributes.items()
+    if name == "value":
+        return tensor(value)
+    if name == "sparse_value":
+        return dense(value)
+    if name.startswith("value_float"):
+        return np.array(value, np.float64)
+    return np.array(value, np.int64 if name.startswith("value_int") else object)
+
+
+def constant_of_shape(node: Node) -> Array:
+    value = tensor(node.attributes["value"]) if "value" in node.attributes else np.zeros(1)
+    return np.full(node[0].astype(np.int64), value.item(), value.dtype)
+
+
+def range_(node: Node) -> Array:
+    start, limit, delta = (node[i].item() for i in range(3))
+    count = max(math.ceil((limit - start) / delta), 0)
+    return np.asarray(start + np.arange(count) * delta, node[0].dtype)
+
+
+def tensor(proto: TensorProto) -> Array:
+    """The values of a stored tensor, as they are carried."""
+    return carry(numpy_helper.to_array(proto))
+
+
+def dense(proto: SparseTensorProto) -> Array:
+    """The values of a stored sparse tensor; indices are linear, or one row of coordinates per value."""
+    values, indices = tensor(proto.values), tensor(proto.indices)
+    result = np.zeros(list(proto.dims), values.dtype)
+    if indices.ndim == 1:
+        result.reshape(-1)[indices] = values
+    else:
+        result[tuple(indices.T)] = values
+    return result
+
+
+OPERATORS: dict[str, Operator] = {
+    "Concat": concat,
+    "Constant": constant,
+    "ConstantOfShape": constant_of_shape,
+    "DepthToSpace": depth_to_space,
+    "Expand": expand,
+    "Flatten": flatten,
+    "Gather": gather,
+    "Pad": pad,
+    "Range": range_,
+    "Reshape": reshape,
+    "Shape": shape,
+    "Size": size,
+    "Slice": slice_,
+    "SpaceToDepth": space_to_depth,
+    "Split": split,
+    "Squeeze": squeeze,
+    "Tile": tile,
+    "Transpose": transpose,
+    "Unsqueeze": unsqueeze,
+}
