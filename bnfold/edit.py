@@ -244,11 +244,11 @@ class Writer:
             node.name = self.names.node(name, "")
             (reader or self.site.nodes[0]).prepend(node)
         else:
-            # Before IR version 4, initializers are inputs, and inner graphs have none.
+            # Before IR version 4, initializers are inputs as well, and inner graphs have none.
             graph = self.facts.model.graph if self.facts.model.ir_version < 4 else scope.graph
             value.const_value = tensor
             graph.initializers.add(value)
-            if self.facts.model.ir_version < 4:
+            if self.facts.lists_initializers:
                 graph.inputs.append(value)
         self.facts.remember(value, constant)
         return value
@@ -268,7 +268,7 @@ class Writer:
             elif graph is not None:
                 if value.is_graph_input():
                     graph.inputs.remove(value)
-                graph.initializers.pop(value.name)
+                graph.initializers.pop(value.name or "")
 
     def _is_constant(self, value: ir.Value) -> bool:
         try:

@@ -31,6 +31,10 @@ class Facts:
         self.model = model
         self._constants: dict[ir.Value, Constant | Declined | None] = {}
         self._inferred: dict[ir.Value, Inferred] | None = None
+        # Some old writers leave the initializers out of the inputs all the same; then so do we.
+        self.lists_initializers = model.ir_version < 4 and all(
+            v.is_graph_input() for v in model.graph.initializers.values()
+        )
         self.scopes = tuple(scopes(model))
         self._scopes = {scope.graph: scope for scope in self.scopes}
         self._arguments = {value for f in model.functions.values() for value in f.graph.inputs}

@@ -10,6 +10,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from .edit import Names, Writer
+from .errors import InputError
 from .facts import Facts, Scope
 from .nodes import label
 from .plan import plan
@@ -129,6 +130,8 @@ class _Folder:
             if owner is not None:
                 self.decisions[owner] = replace(decision, reason=declined.reason, detail=declined.detail)
             return False
+        except InputError as error:
+            raise InputError(f"{site.nodes[0].op_type} {label(site.nodes[0])!r}: {error}") from error
         if owner is not None:
             self.decisions[owner] = replace(
                 decision, outcome=found.outcome, into=found.into, reason=None, detail=""

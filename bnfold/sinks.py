@@ -36,8 +36,9 @@ def _spread(op: Op, affine: Affine, channels: int, axis: int) -> Affine:
     """
     if affine.channels not in (None, 1, channels):
         raise InputError(
-            f"node {op.name!r} ({op.type}): it has {channels} channels where its neighbour has "
-            f"{affine.channels}; the model is invalid, export it again"
+            f"its parameters are for {affine.channels} channels, but {op.type} {op.name!r} "
+            f"({op.need_input(0).name!r} to {op.node.outputs[0].name!r}) has {channels} there; "
+            "the model is invalid, export it again"
         )
     return affine.spread(channels, axis)
 

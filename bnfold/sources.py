@@ -126,8 +126,8 @@ def _parameter(op: Op, i: int) -> DoubleDouble:
     channels = _channels(op)
     if len(constant.shape) != 1 or channels not in (None, constant.shape[0]):
         raise InputError(
-            f"node {op.name!r} (BatchNormalization): {name!r} has shape {list(constant.shape)}, but there are "
-            f"{channels} channels; the model is invalid, export it again"
+            f"BatchNormalization {op.name!r}: {name!r} has shape {list(constant.shape)}, but "
+            f"{op.need_input(0).name!r} has {channels} channels; the model is invalid, export it again"
         )
     return numbers
 
