@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,7 @@ class Affine:
         scale, shift = scale or _ONE, shift or _ZERO
         if axis is None or (scale.is_uniform() and shift.is_uniform()):
             return cls(_first(scale), _first(shift), None)
-        shape = np.broadcast_shapes(scale.shape, shift.shape)
+        shape = scale.shape or shift.shape
         return cls(scale.broadcast_to(shape), shift.broadcast_to(shape), axis)
 
     @property
@@ -69,12 +70,12 @@ class Affine:
         """C; None for scalars."""
         return None if self.axis is None else self.scale.shape[0]
 
-    @property
+    @cached_property
     def has_scale(self) -> bool:
         """Whether any scale differs from 1."""
         return not self.scale.equals(1.0)
 
-    @property
+    @cached_property
     def has_shift(self) -> bool:
         """Whether any shift differs from 0."""
         return not self.shift.equals(0.0)
@@ -84,12 +85,12 @@ class Affine:
         """Whether it changes nothing, exactly."""
         return not self.has_scale and not self.has_shift
 
-    @property
+    @cached_property
     def is_positive(self) -> bool:
         """Whether every scale is above 0."""
         return bool(np.all(self.scale.hi > 0.0))
 
-    @property
+    @cached_property
     def is_invertible(self) -> bool:
         """Whether no scale is 0."""
         return bool(np.all(self.scale.hi != 0.0))

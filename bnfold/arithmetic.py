@@ -40,7 +40,8 @@ def _need_operand(op: Op, i: int, affine: Affine) -> Affine | Elementwise:
     handed = _operand(op, i, affine)
     if handed is None:
         raise Declined(
-            Reason.BROADCAST, f"{op.need_input(i).name!r} is broadcast by {op.type} {op.name!r} on axis {affine.axis}"
+            Reason.BROADCAST,
+            f"{op.need_input(i).name!r} is broadcast by {op.type} {op.name!r} on axis {affine.axis}",
         )
     return handed
 
@@ -50,7 +51,9 @@ def _result(op: Op, i: int, affine: Affine) -> Affine:
     if affine.axis is None:
         return affine
     offset = op.operand_offset(i, op.need_rank(i), op.need_out_rank())
-    need(offset is not None, Reason.AXIS, f"operand {i} of {op.type} {op.name!r} is not aligned to the result")
+    need(
+        offset is not None, Reason.AXIS, f"operand {i} of {op.type} {op.name!r} is not aligned to the result"
+    )
     return affine.at(affine.axis + (offset or 0))
 
 
@@ -80,7 +83,11 @@ def _pull_sum(op: Op, k: int, affine: Affine) -> Answer:
         handed = {i: _operand(op, i, share) for i in uses}
         if not any(h is None for h in handed.values()):
             ways.append(Move({**scaled, **{i: h for i, h in handed.items() if h is not None}}))
-    need(bool(ways), Reason.BROADCAST, f"no operand of {op.type} {op.name!r} has a place for the shift per channel")
+    need(
+        bool(ways),
+        Reason.BROADCAST,
+        f"no operand of {op.type} {op.name!r} has a place for the shift per channel",
+    )
     return tuple(ways)
 
 
@@ -94,16 +101,20 @@ def _push_sum(op: Op, affines: Mapping[int, Affine]) -> Answer:
         total = Affine(a.scale, shift if total is None else total.shift + shift, axis)
     assert total is not None
     total = Affine.of(total.scale, total.shift, total.axis)
-    first, *others = handed.values()
-    agree = all(first.meets(a) and first.scale.same(a.scale) for a in others if first.scale.shape == a.scale.shape)
-    agree = agree and all(first.scale.shape == a.scale.shape for a in others)
-    need(agree, Reason.PARTS_DISAGREE, f"the operands of {op.type} {op.name!r} have different scales")
+    first = total.scaling()
+    need(
+        all(a.scaling().same(first) for a in handed.values()),
+        Reason.PARTS_DISAGREE,
+        f"the operands of {op.type} {op.name!r} have different scales",
+    )
     rest = [i for i in range(len(op.node.inputs)) if i not in affines]
     absorbed = _absorbed(op, rest, total)
     if absorbed is not None:
         return absorbed
     need(
-        not total.has_scale or not rest, Reason.NOT_LINEAR, f"{op.type} {op.name!r} scales one of its operands only"
+        not total.has_scale or not rest,
+        Reason.NOT_LINEAR,
+        f"{op.type} {op.name!r} scales one of its operands only",
     )
     return Move(outputs={0: total})
 
@@ -128,7 +139,11 @@ def _pull_product(op: Op, k: int, affine: Affine) -> Answer:
         handed = _operand(op, i, scale)
         if handed is not None:
             ways.append({i: handed})
-    need(bool(ways), Reason.BROADCAST, f"every operand of {op.type} {op.name!r} is broadcast on axis {affine.axis}")
+    need(
+        bool(ways),
+        Reason.BROADCAST,
+        f"every operand of {op.type} {op.name!r} is broadcast on axis {affine.axis}",
+    )
     return pull_scale(op, affine, *ways)
 
 
@@ -211,7 +226,11 @@ def _push_pad(op: Op, affines: Mapping[int, Affine]) -> Answer:
     need(set(affines) == {0}, Reason.NOT_LINEAR, f"the padding of {op.name!r}")
     affine = affines[0]
     need(affine.is_invertible or not _pads(op), Reason.PADDING, f"Pad {op.name!r} and a scale of 0")
-    inverse = Affine(_ONE / affine.scale, -affine.shift / affine.scale, affine.axis) if affine.is_invertible else affine
+    inverse = (
+        Affine(_ONE / affine.scale, -affine.shift / affine.scale, affine.axis)
+        if affine.is_invertible
+        else affine
+    )
     move = _pad(op, affine, inverse)
     return Move(move.inputs, outputs={0: affine}, attributes=move.attributes)
 

@@ -96,7 +96,9 @@ def _no_padding_counted(op: Op, affine: Affine) -> None:
     counted = op.integer("count_include_pad", 0) == 1 and (padded or op.integer("ceil_mode", 0) == 1)
     # Opset 1 has no count_include_pad and leaves open what it does.
     counted = counted or (padded and op.opset < 7)
-    need(not counted or not affine.has_shift, Reason.PADDING, f"AveragePool {op.name!r} averages over padding")
+    need(
+        not counted or not affine.has_shift, Reason.PADDING, f"AveragePool {op.name!r} averages over padding"
+    )
 
 
 def _between_floats(op: Op, affine: Affine) -> None:
@@ -116,7 +118,9 @@ def _same_size(op: Op, affine: Affine) -> None:
     if affine.axis is None:
         return
     before, after = op.need_dim(0, affine.axis), op.need_out_dim(0, affine.axis)
-    need(before == after, Reason.AXIS, f"{op.type} {op.name!r} resizes axis {affine.axis}: {before} to {after}")
+    need(
+        before == after, Reason.AXIS, f"{op.type} {op.name!r} resizes axis {affine.axis}: {before} to {after}"
+    )
 
 
 # Operators that move the axis
@@ -249,7 +253,11 @@ def _through_shapes(op: Op, affine: Affine, before: Sequence[Dim], after: Sequen
     for axis in range(len(after)):
         # The axes ahead are the same, symbols included: then so is what follows.
         ahead = [d for d in before[: affine.axis] if d != 1]
-        if ahead == [d for d in after[:axis] if d != 1] and None not in ahead and after[axis] == affine.channels:
+        if (
+            ahead == [d for d in after[:axis] if d != 1]
+            and None not in ahead
+            and after[axis] == affine.channels
+        ):
             return affine.at(axis)
     inner = _product(before[affine.axis + 1 :])
     declined = Declined(
@@ -277,7 +285,9 @@ def _reshape_dims(op: Op) -> tuple[Sequence[Dim], Sequence[Dim]]:
     target = op.need_ints(1, "shape") if op.has("shape") or op.constant(1) is not None else None
     if before is not None and target is not None:
         copies = not op.integer("allowzero", 0)
-        wanted: list[Dim] = [before[i] if n == 0 and copies else n if n >= 0 else None for i, n in enumerate(target)]
+        wanted: list[Dim] = [
+            before[i] if n == 0 and copies else n if n >= 0 else None for i, n in enumerate(target)
+        ]
         stated = after if after is not None and len(after) == len(wanted) else (None,) * len(wanted)
         after = tuple(w if w is not None else s for w, s in zip(wanted, stated, strict=True))
     if before is None or after is None:
@@ -416,7 +426,7 @@ def _sum_forth(op: Op, affine: Affine) -> Affine:
 
 
 def _neg(op: Op, affine: Affine) -> Affine:
-    """s·(−x) + t = −(s·x − t), and the other way round."""
+    """s·(-x) + t = -(s·x - t), and the other way round."""
     return Affine(affine.scale, -affine.shift, affine.axis)
 
 

@@ -26,7 +26,13 @@ SEES: dict[str, tuple[int, ...]] = {"Shape": (), "Size": (), "CastLike": (0,)}
 shape or the dtype only, and they may be data."""
 
 # The Cast of opset 1 names its target by a string.
-_LEGACY_CAST = {"FLOAT": "FLOAT", "FLOAT16": "FLOAT16", "DOUBLE": "DOUBLE", "INT32": "INT32", "INT64": "INT64"}
+_LEGACY_CAST = {
+    "FLOAT": "FLOAT",
+    "FLOAT16": "FLOAT16",
+    "DOUBLE": "DOUBLE",
+    "INT32": "INT32",
+    "INT64": "INT64",
+}
 
 
 def evaluate(view: NodeView, inputs: Sequence[Array | None]) -> Array:
@@ -166,7 +172,9 @@ def _transpose(view: NodeView, x: Array) -> Array:
 
 def _need_room(shape: Sequence[int]) -> None:
     if math.prod(int(n) for n in shape) > LIMIT:
-        raise Declined(Reason.TOO_LARGE, f"a computed constant of shape {list(shape)} is over {LIMIT} elements")
+        raise Declined(
+            Reason.TOO_LARGE, f"a computed constant of shape {list(shape)} is over {LIMIT} elements"
+        )
 
 
 EVALUATE: dict[str, Callable[..., Array]] = {
@@ -188,7 +196,9 @@ EVALUATE: dict[str, Callable[..., Array]] = {
     "Pow": _arithmetic(lambda a, b: a**b),
     "Reciprocal": lambda view, x: (1 / x).astype(x.dtype),
     "Reshape": _reshape,
-    "Shape": lambda view, x: np.asarray(x.shape[slice(view.integer("start", 0), view.integer("end", len(x.shape)))], np.int64),
+    "Shape": lambda view, x: np.asarray(
+        x.shape[slice(view.integer("start", 0), view.integer("end", len(x.shape)))], np.int64
+    ),
     "Size": lambda view, x: np.asarray(math.prod(x.shape), np.int64),
     "Slice": _slice,
     "Sqrt": lambda view, x: np.sqrt(x).astype(x.dtype, copy=False),

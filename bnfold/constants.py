@@ -7,6 +7,7 @@ stored numbers. So a weight that takes two folds is still rounded once, when it 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,10 @@ class Constant:
     def dtype(self) -> np.dtype[Any]:
         return self.base.dtype
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
+        if self.scale is None and self.shift is None:
+            return self.base.shape
         parts = [self.base.shape, *(p.shape for p in (self.scale, self.shift) if p is not None)]
         return np.broadcast_shapes(*parts)
 
@@ -110,12 +113,16 @@ class Constant:
         product = largest * scale
         stored = narrow(product, self.dtype).astype(np.float64)
         if not np.isfinite(stored).all():
-            raise Declined(Reason.OVERFLOW, f"{name} would reach {product.max():.3g}, too much for {self.dtype}")
+            raise Declined(
+                Reason.OVERFLOW, f"{name} would reach {product.max():.3g}, too much for {self.dtype}"
+            )
         alive = (product > 0.0) & (largest > 0.0)
         tiny = _TINY.get(self.dtype, 0.0)
         if np.any(alive & ((stored == 0.0) | ((product < tiny) & (largest >= tiny)))):
             least = product[alive].min()
-            raise Declined(Reason.UNDERFLOW, f"a channel of {name} would be at most {least:.3g} in {self.dtype}")
+            raise Declined(
+                Reason.UNDERFLOW, f"a channel of {name} would be at most {least:.3g} in {self.dtype}"
+            )
 
 
 def _magnitude(base: NDArray[Any], shape: tuple[int, ...]) -> F64:

@@ -95,6 +95,8 @@ class DoubleDouble:
 
     def broadcast_to(self, shape: Sequence[int]) -> DoubleDouble:
         """As numpy's."""
+        if self.hi.shape == tuple(shape):
+            return self
         return self._each(lambda a: np.broadcast_to(a, shape))
 
     def repeat(self, n: int) -> DoubleDouble:

@@ -45,6 +45,10 @@ class Names:
         """A new name for a node."""
         return self._fresh(self._nodes, stem, suffix)
 
+    def release(self, name: str | None) -> None:
+        """Let the name of a removed value be used again."""
+        self._values.discard(name)
+
     @staticmethod
     def _fresh(taken: set[str | None], stem: str | None, suffix: str) -> str:
         stem = (stem or "").removesuffix(suffix)  # folded twice is still just folded
@@ -214,7 +218,13 @@ class Writer:
         return node
 
     def _insert_identity(self) -> ir.Value:
-        node = ir.Node("", "Identity", [self._data], num_outputs=1, name=self.names.node(label(self.site.nodes[0]), "_id"))
+        node = ir.Node(
+            "",
+            "Identity",
+            [self._data],
+            num_outputs=1,
+            name=self.names.node(label(self.site.nodes[0]), "_id"),
+        )
         node.outputs[0].name = self.names.value(self._data.name, "_id")
         self.site.nodes[-1].prepend(node)
         self.added.append(node)
@@ -242,7 +252,7 @@ class Writer:
         if scope.is_function:
             node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], outputs=[value])
             node.name = self.names.node(name, "")
-            (reader or self.site.nodes[0]).prepend(node)
+            next(iter(scope.graph)).prepend(node)
         else:
             # Before IR version 4, initializers are inputs as well, and inner graphs have none.
             graph = self.facts.model.graph if self.facts.model.ir_version < 4 else scope.graph
@@ -269,6 +279,7 @@ class Writer:
                 if value.is_graph_input():
                     graph.inputs.remove(value)
                 graph.initializers.pop(value.name or "")
+                self.names.release(value.name)
 
     def _is_constant(self, value: ir.Value) -> bool:
         try:

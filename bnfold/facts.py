@@ -20,6 +20,7 @@ from .nodes import NodeView, label
 from .report import Declined, Reason
 from .shapes import Dim, Inferred, infer_types, numpy_dtype, size_of
 
+
 class Facts:
     """The facts about one model, gathered when asked for.
 

@@ -13,7 +13,7 @@ from .edit import Names, Writer
 from .errors import InputError
 from .facts import Facts, Scope
 from .nodes import label
-from .plan import plan
+from .plan import Plan, plan
 from .report import Counts, Decision, Declined, FoldReport, Outcome
 from .sources import Site, sites
 
@@ -94,7 +94,9 @@ class _Folder:
         self.facts = Facts(model)
         self.names = Names(self.facts)
         self.decisions: dict[ir.Node, Decision] = {}  # by the first node of the run
-        self.created: dict[ir.Node, ir.Node] = {}  # nodes that folds put in, and whose decision they belong to
+        self.created: dict[
+            ir.Node, ir.Node
+        ] = {}  # nodes that folds put in, and whose decision they belong to
 
     def run(self, before: tuple[int, int], changed: bool) -> FoldReport:
         folded, affines = self._walk()
@@ -117,7 +119,9 @@ class _Folder:
             for site in sites(self.facts, list(scope.graph)):
                 if site.affine is not None:
                     affines += sum(n.op_type != "BatchNormalization" for n in site.nodes)
-                if self.only == "batchnorm" and not any(n.op_type == "BatchNormalization" for n in site.nodes):
+                if self.only == "batchnorm" and not any(
+                    n.op_type == "BatchNormalization" for n in site.nodes
+                ):
                     continue
                 folded |= self._fold(scope, site)
         return folded, affines
@@ -134,7 +138,11 @@ class _Folder:
             raise InputError(f"{site.nodes[0].op_type} {label(site.nodes[0])!r}: {error}") from error
         if owner is not None:
             self.decisions[owner] = replace(
-                decision, outcome=found.outcome, into=found.into, reason=None, detail=""
+                decision,
+                outcome=found.outcome,
+                into=found.into,
+                reason=None,
+                detail=_precision(self.facts, found),
             )
         added = Writer(self.facts, self.names, scope, found).write()
         self.created |= dict.fromkeys(added, owner or self.created[site.nodes[0]])
@@ -171,3 +179,19 @@ class _Folder:
     def _left(self, owner: ir.Node) -> tuple[str, ...]:
         """The operators that a fold put in and that are still there."""
         return tuple(n.op_type for n, o in self.created.items() if o is owner and n.graph is not None)
+
+
+def _precision(facts: Facts, plan: Plan) -> str:
+    """A note where the affine was computed in a wider type than the constants that took it have."""
+    applied = {
+        constant.dtype
+        for node in plan.site.nodes
+        for value in node.inputs
+        if value is not None and (constant := facts.constant(value)) is not None
+    }
+    narrower = {
+        c.dtype for c in plan.constants.values() if all(c.dtype.itemsize < d.itemsize for d in applied)
+    }
+    return "".join(
+        f"rounded to {d}, applied in {max(applied, key=lambda d: d.itemsize)} before" for d in narrower
+    )

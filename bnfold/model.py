@@ -420,6 +420,9 @@ def _undisturbed() -> Iterator[None]:
     finally:
         logger.disabled = silent
         if collecting:
+            if not gc.get_freeze_count():  # call the new objects old: the next collection may skip them
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 

@@ -5,6 +5,8 @@ Nothing here looks beyond the node; what is known about the values around it is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -22,6 +24,16 @@ def label(node: ir.Node) -> str:
 def is_used(value: ir.Value) -> bool:
     """Whether anything reads the value or it is a graph output."""
     return bool(value.uses()) or value.is_graph_output()
+
+
+@contextmanager
+def well_formed(node: ir.Node) -> Iterator[None]:
+    """Turn what reading an invalid node raises (a shape that does not fit, an attribute of another type)
+    into `Declined`: such a node must not stop the run."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise Declined(Reason.MALFORMED, f"{node.op_type} {label(node)!r}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ tried in order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ from .affine import Affine, Elementwise
 from .constants import FLOATS, Constant
 from .facts import Facts, reads_numbers
 from .moves import Answer, Move
-from .nodes import label
+from .nodes import label, well_formed
 from .report import Declined, Outcome, Reason
 from .rules import PULL, PUSH
 from .sources import Site, deviation
@@ -109,17 +109,21 @@ def plan(facts: Facts, site: Site) -> Plan:
             refusals.append(declined)
         if plans and not plans[-1].adds:
             return plans[-1]
-    try:
-        plans.append(_merge(facts, site))
-    except Declined as declined:
-        refusals.append(declined)
+    if len(site.nodes) > 1:
+        try:
+            plans.append(_merge(facts, site))
+        except Declined as declined:
+            refusals.append(declined)
     best = min(plans, key=lambda p: p.gain, default=None)
     if best is not None and best.gain < (0, 0, 0):
         return best
-    raise _weightiest(refusals) if refusals else Declined(Reason.NO_GAIN, f"{site.result.name!r}")
+    if best is not None:
+        refusals.append(Declined(Reason.NO_GAIN, f"{len(site.nodes)} nodes would become as many"))
+    raise _weightiest(refusals)
 
 
 def _weightiest(refusals: Sequence[Declined]) -> Declined:
+    """The refusal that says most, with the others told along."""
     telling = next((r for r in refusals if r.reason not in _PLAIN), refusals[0])
     others = [f"{r.detail} ({r.reason})" for r in refusals if r is not telling]
     return Declined(telling.reason, "; ".join([telling.detail, *others]))
@@ -182,7 +186,8 @@ class _Attempt:
         if rule is None:
             raise _no_rule(self.facts, node)
         index = next(k for k, output in enumerate(node.outputs) if output is value)
-        move = self._choose(rule(self.facts.op(node), index, affine))
+        with well_formed(node):
+            move = self._choose(rule(self.facts.op(node), index, affine))
         self._change_inputs(node, move)
         if move.left is not None:
             self.plan.adds.append(Shifted(value, move.left, None))
@@ -209,7 +214,8 @@ class _Attempt:
             rule = None if node.domain else PUSH.get(node.op_type)
             if rule is None:
                 raise _no_rule(self.facts, node)
-            move = self._choose(rule(self.facts.op(node), dict.fromkeys(indices, affine)))
+            with well_formed(node):
+                move = self._choose(rule(self.facts.op(node), dict.fromkeys(indices, affine)))
             if move.left is not None:
                 self.plan.adds.append(Shifted(value, move.left, node))
             self._change_inputs(node, move)
@@ -252,7 +258,9 @@ class _Attempt:
             if not first.is_identity:
                 self.pulling.append((value, first, node))
 
-    def _change_constant(self, node: ir.Node, i: int, constant: Constant, change: Affine | Elementwise) -> None:
+    def _change_constant(
+        self, node: ir.Node, i: int, constant: Constant, change: Affine | Elementwise
+    ) -> None:
         if isinstance(change, Affine):
             change = change.elementwise(max(1, len(constant.shape)))
         if change.scale is None and change.shift is None:
@@ -332,13 +340,11 @@ def _merge(facts: Facts, site: Site) -> Plan:
     assert affine is not None
     found = Plan(site, Outcome.MERGED)
     found.batchnorm = next((n for n in site.nodes if n.op_type == "BatchNormalization"), None)
-    if len(site.nodes) == 1:
-        raise Declined(Reason.NO_GAIN, f"{label(site.nodes[0])!r} is the only node of its run")
     if found.batchnorm is None:
         found.merged = affine
         need_float(facts, site.result)
         return found
-    # s = scale/√(var+ε) and t = bias − s·mean, solved for scale and bias.
+    # s = scale/√(var+ε) and t = bias - s·mean, solved for scale and bias.
     op = facts.op(found.batchnorm)
     if affine.axis not in (None, 1):
         raise Declined(Reason.AXIS, f"the run varies along axis {affine.axis}")

@@ -30,8 +30,8 @@ class Reason(StrEnum):
 
     TRAINING_MODE = (
         "BNF101",
-        "The BatchNormalization runs in training mode: it uses the statistics of each batch, not stored ones.",
-        "Export the model in evaluation mode (model.eval() in PyTorch; training_mode=0, or is_test=1 up to opset 6).",
+        "The BatchNormalization runs in training mode: it uses the statistics of each batch.",
+        "Export the model in evaluation mode (in PyTorch: model.eval() before the export).",
     )
     EXTRA_OUTPUTS = (
         "BNF102",
@@ -175,8 +175,13 @@ class Reason(StrEnum):
     )
     NOT_CONSTANT = (
         "BNF407",
-        "The operand that would take the affine is computed at run time by an operator that cannot pass it on.",
+        "The operand that would take the affine is computed at run time, and cannot pass it on.",
         "Make the weight a constant of the model.",
+    )
+    MALFORMED = (
+        "BNF408",
+        "The node does not fit the definition of its operator.",
+        "Check the model with onnx.checker.check_model(path, full_check=True).",
     )
     OVERFLOW = (
         "BNF501",

@@ -74,7 +74,10 @@ def _push_split(op: Op, affines: Mapping[int, Affine]) -> Answer:
 def _sliced(op: Op, axis: int) -> Index | None:
     """The channels of an axis that Slice takes; None if it leaves the axis alone."""
     starts, ends = op.need_ints(1, "starts") or (), op.need_ints(2, "ends") or ()
-    axes, steps = op.need_ints(3, "axes") or range(len(starts)), op.need_ints(4, "steps") or (1,) * len(starts)
+    axes, steps = (
+        op.need_ints(3, "axes") or range(len(starts)),
+        op.need_ints(4, "steps") or (1,) * len(starts),
+    )
     rank = op.need_rank() if min(axes, default=0) < 0 else 0
     for a, start, end, step in zip(axes, starts, ends, steps, strict=True):
         if (a + rank if a < 0 else a) == axis:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import onnx
 
 Array = NDArray[Any]
+Message = tuple[dict[str, Any], dict[str, Array]]  # header and arrays
 
 
 class Unrunnable(Exception):
@@ -143,7 +144,7 @@ class Session:
                 continue
         return process.wait()
 
-    def _ask(self, request: dict[str, Any], arrays: Mapping[str, Array]) -> tuple[dict[str, Any], dict[str, Array]]:
+    def _ask(self, request: dict[str, Any], arrays: Mapping[str, Array]) -> Message:
         with self._watched() as (requests, replies):
             _send(requests, request, arrays)
             reply, results = _receive(replies)
@@ -203,8 +204,9 @@ def _send(stream: IO[bytes], header: Mapping[str, Any], arrays: Mapping[str, Arr
     stream.flush()
 
 
-def _receive(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, Array]]:
-    header: dict[str, Any] = json.loads(_read(stream, int.from_bytes(_read(stream, 8).tobytes(), "little")).tobytes())
+def _receive(stream: IO[bytes]) -> Message:
+    length = int.from_bytes(_read(stream, 8).tobytes(), "little")
+    header: dict[str, Any] = json.loads(_read(stream, length).tobytes())
     arrays = {}
     for name, code, shape in header["arrays"]:
         dtype = np.dtype(code)
@@ -304,13 +306,19 @@ class Binding:
         return dim if isinstance(dim, int) else batch if dim in self.batch else self.sizes[dim]
 
 
+# Sizes for all free dimensions alike: what images, sequences and small tables usually have.
+_COINCIDING: tuple[int, ...] = (32, 64, 224, 1, 2, 3, 4, 8, 16, 5, 7, 10, 20, 50, 100)
+_COINCIDING += (48, 96, 128, 192, 256, 299, 320, 416, 512, 640)
+
+
 def inputs_of(model: onnx.ModelProto) -> tuple[Input, ...]:
     """The inputs of the main graph that no initializer provides.
 
     Raises:
         Unrunnable: One is not a tensor of numbers that numpy knows.
     """
-    provided = {t.name for t in model.graph.initializer} | {t.values.name for t in model.graph.sparse_initializer}
+    provided = {t.name for t in model.graph.initializer}
+    provided |= {t.values.name for t in model.graph.sparse_initializer}
     return tuple(_input(value) for value in model.graph.input if value.name not in provided)
 
 
@@ -326,7 +334,8 @@ def bindings(model: onnx.ModelProto) -> Iterator[Binding]:
     taken = {int(d) for t in model.graph.initializer for d in t.dims}
     has_integers = any(i.dtype.kind in "iu" and i.dtype.itemsize > 1 for i in inputs)
     unranked = any(i.shape is None and i.name not in known for i in inputs)
-    for integers, rank in product(Integers if has_integers else [Integers.SMALL], [4, 3, 2, 1, 5, 0] if unranked else [0]):
+    ranges = list(Integers) if has_integers else [Integers.SMALL]
+    for integers, rank in product(ranges, (4, 3, 2, 1, 5, 0) if unranked else (0,)):
         ranked = tuple(_ranked(i, known.get(i.name), rank) for i in inputs)
         names = list(dict.fromkeys(d for i in ranked for d in i.shape or () if isinstance(d, str)))
         batch = frozenset(i.shape[0] for i in ranked if i.shape and isinstance(i.shape[0], str))
@@ -340,7 +349,8 @@ def _input(value: onnx.ValueInfoProto) -> Input:
 
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
-        raise Unrunnable(f"input '{value.name}' is a {str(kind).removesuffix('_type')}; only tensors can be fed")
+        kind = str(kind).removesuffix("_type")
+        raise Unrunnable(f"input '{value.name}' is a {kind}; only tensors can be fed")
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     if dtype.kind not in "fiub":
@@ -402,8 +412,8 @@ def _sizes(count: int, taken: set[int]) -> Iterator[Sequence[int]]:
     even = [n for n in range(64, 10_000 * 32, 32) if n not in taken]
     yield odd[:count]
     yield even[:count]
-    for n in (32, 64, 224, 1, 2, 3, 4, 8, 16, 5, 7, 10, 20, 50, 100, 48, 96, 128, 192, 256, 299, 320, 416, 512, 640):
-        yield [n] * count
+    for size in _COINCIDING:
+        yield [size] * count
 
 
 # The child
@@ -421,7 +431,7 @@ class _Runtime:
         self._values: dict[str, Any] = {}
         self._pending: dict[str, Any] = {}
 
-    def answer(self, request: dict[str, Any], arrays: dict[str, Array]) -> tuple[dict[str, Any], dict[str, Array]]:
+    def answer(self, request: dict[str, Any], arrays: dict[str, Array]) -> Message:
         match request["do"]:
             case "initializer":
                 convert = self._onnxruntime.OrtValue.ortvalue_from_numpy
@@ -443,11 +453,13 @@ class _Runtime:
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if request["folder"] is not None:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", request["folder"])
+            entry = "session.model_external_initializers_file_folder_path"
+            options.add_session_config_entry(entry, request["folder"])
         for name, value in self._values.items():
             options.add_initializer(name, value)
         source = request["path"] if model is None else model.tobytes()
-        self._session = self._onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        providers = ["CPUExecutionProvider"]
+        self._session = self._onnxruntime.InferenceSession(source, options, providers=providers)
         return {
             "inputs": [i.name for i in self._session.get_inputs()],
             "outputs": [o.name for o in self._session.get_outputs()],

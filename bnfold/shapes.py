@@ -101,5 +101,7 @@ def _note(value: ir.Value, types: dict[str | None, Any], found: dict[ir.Value, I
     tensor = kind.tensor_type
     sizes: tuple[Dim, ...] | None = None
     if tensor.HasField("shape"):
-        sizes = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
+        sizes = tuple(
+            d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim
+        )
     found[value] = (numpy_dtype(ir.DataType(tensor.elem_type)), sizes)

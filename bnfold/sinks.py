@@ -127,7 +127,11 @@ def _push_conv_transpose(op: Op, affines: Mapping[int, Affine]) -> Answer:
     affine = _spread(op, affine, inputs, 0)
     if not affine.has_shift:
         return Move({1: affine.scaling()})
-    need(_sees_every_tap(op), Reason.PADDING, f"ConvTranspose {op.name!r}: outputs at the border see fewer taps")
+    need(
+        _sees_every_tap(op),
+        Reason.PADDING,
+        f"ConvTranspose {op.name!r}: outputs at the border see fewer taps",
+    )
     weights = op.need_constant(1).exact()
     rank = len(weights.shape)
     t = affine.shift.reshape(groups, -1, *(1,) * (rank - 1))
@@ -158,7 +162,7 @@ def _sees_every_tap(op: Op) -> bool:
 
 
 def _pull_gemm(op: Op, k: int, affine: Affine) -> Answer:
-    """Columns of B' are scaled; C' = s·(β·C) + t, and β' = 1."""
+    """Columns of B' are scaled; C' = s·(beta·C) + t, and beta' = 1."""
     need_on(op, affine, 1)
     columns = 0 if op.integer("transB", 0) else 1
     out = _spread(op, affine, op.need_dim(1, columns), 1)
@@ -166,7 +170,7 @@ def _pull_gemm(op: Op, k: int, affine: Affine) -> Answer:
 
 
 def _push_gemm(op: Op, affines: Mapping[int, Affine]) -> Answer:
-    """B' = diag(s)·B; C' = β·C + α·t·B, and β' = 1."""
+    """B' = diag(s)·B; C' = beta·C + alpha·t·B, and beta' = 1."""
     affine = _need_data(op, affines)
     need(not op.integer("transA", 0), Reason.AXIS, f"Gemm {op.name!r} transposes its data")
     need_on(op, affine, 1)
@@ -183,17 +187,26 @@ def _push_gemm(op: Op, affines: Mapping[int, Affine]) -> Answer:
 
 
 def _with_addend(op: Op, inputs: dict[int, Affine], out: Affine) -> Move:
-    """The move in which C becomes s·(β·C) + t, numpy-broadcast, with β' = 1."""
-    beta = op.real("beta", 1.0)
-    attributes = {} if beta == 1.0 else {"beta": ir.AttrFloat32("beta", 1.0)}
-    scale = out.scale * DoubleDouble.of(beta)
-    if op.input(2) is None or op.constant(2) is not None:
-        return Move({**inputs, 2: Elementwise(scale, out.shift)}, attributes=attributes)
+    """The move in which C becomes s·(beta·C) + t, numpy-broadcast, with beta' = 1."""
+    shift = out.shift if out.has_shift else None
+    if op.input(2) is None:
+        return Move({**inputs, 2: Elementwise(None, shift)}, attributes=_without_beta(op) if shift else {})
+    scale = out.scale * DoubleDouble.of(op.real("beta", 1.0))
+    if op.constant(2) is not None:
+        return Move({**inputs, 2: Elementwise(scale, shift)}, attributes=_without_beta(op))
     rank = op.need_rank(2)
-    addend = Affine.of(scale, out.shift, rank - 1)
+    addend = Affine.of(scale, shift, rank - 1)
     full = rank > 0 and op.need_dim(2, rank - 1) == scale.shape[0]
-    need(addend.axis is None or full, Reason.BROADCAST, f"{op.need_input(2).name!r} is broadcast by Gemm {op.name!r}")
-    return Move({**inputs, 2: addend}, attributes=attributes)
+    need(
+        addend.axis is None or full,
+        Reason.BROADCAST,
+        f"{op.need_input(2).name!r} is broadcast by Gemm {op.name!r}",
+    )
+    return Move({**inputs, 2: addend}, attributes=_without_beta(op))
+
+
+def _without_beta(op: Op) -> dict[str, ir.Attr]:
+    return {} if op.real("beta", 1.0) == 1.0 else {"beta": ir.AttrFloat32("beta", 1.0)}
 
 
 # MatMul: https://onnx.ai/onnx/operators/onnx__MatMul.html
@@ -229,7 +242,11 @@ def _push_matmul(op: Op, affines: Mapping[int, Affine]) -> Answer:
     inputs = {weight: affine.scaling()}
     if not affine.has_shift:
         return Move(inputs)
-    need(ranks[weight] == 2 and ranks[data] >= 2, Reason.SHIFT, f"MatMul {op.name!r}: its weight is not a matrix")
+    need(
+        ranks[weight] == 2 and ranks[data] >= 2,
+        Reason.SHIFT,
+        f"MatMul {op.name!r}: its weight is not a matrix",
+    )
     t = affine.shift.reshape(*(-1 if a == axis else 1 for a in (0, 1)))
     left = _weighted_sum(op.need_constant(weight).exact(), t, 1 - axis)
     behind = ranks[data] - (1 if data == 0 else 2)
@@ -248,7 +265,7 @@ def _pull_batchnorm(op: Op, k: int, affine: Affine) -> Answer:
 
 
 def _push_batchnorm(op: Op, affines: Mapping[int, Affine]) -> Answer:
-    """scale' = s·scale; bias' = bias + scale/√(var+ε)·(t − mean + s·mean)."""
+    """scale' = s·scale; bias' = bias + scale/√(var+ε)·(t - mean + s·mean)."""
     affine = _need_data(op, affines)
     need_inference(op)
     need_on(op, affine, 1)
@@ -262,7 +279,11 @@ def _push_batchnorm(op: Op, affines: Mapping[int, Affine]) -> Answer:
 def _pull_channel_norm(op: Op, k: int, affine: Affine) -> Answer:
     """InstanceNormalization and, from opset 21, GroupNormalization end in an affine per channel."""
     if op.type == "GroupNormalization" and op.opset < 21:
-        need(affine.axis is None, Reason.AXIS, f"GroupNormalization {op.name!r} of opset {op.opset} scales per group")
+        need(
+            affine.axis is None,
+            Reason.AXIS,
+            f"GroupNormalization {op.name!r} of opset {op.opset} scales per group",
+        )
         return Move({1: affine.scaling(), 2: affine})
     need_on(op, affine, 1)
     out = _spread(op, affine, op.need_dim(1, 0), 0)
@@ -273,8 +294,12 @@ def _pull_layer_norm(op: Op, k: int, affine: Affine) -> Answer:
     """LayerNormalization ends in an affine over its normalized axes, from `axis` to the last."""
     need(k == 0, Reason.OTHER_OUTPUT, f"output {k} of {op.type} {op.name!r}")
     scaled = _on_normalized(op, affine)
-    # An absent bias becomes one per number of the scale.
-    return Move({1: scaled.scaling(), 2: Elementwise(*_broadcast(op, scaled)) if op.input(2) is None else scaled})
+    if op.input(2) is not None or not affine.has_shift:
+        return Move({1: scaled.scaling(), 2: scaled})
+    # An absent bias becomes one with the shape of the scale.
+    shape = [op.need_dim(1, a) for a in range(op.need_rank(1))]
+    shift = scaled.elementwise(len(shape)).shift
+    return Move({1: scaled.scaling(), 2: Elementwise(None, shift and shift.broadcast_to(shape))})
 
 
 def _pull_rms_norm(op: Op, k: int, affine: Affine) -> Answer:
@@ -293,13 +318,6 @@ def _on_normalized(op: Op, affine: Affine) -> Affine:
         f"{op.type} {op.name!r} does not scale axis {affine.axis}",
     )
     return affine.at(axis)
-
-
-def _broadcast(op: Op, affine: Affine) -> tuple[DoubleDouble, DoubleDouble]:
-    shape = [op.need_dim(1, a) for a in range(op.need_rank(1))]
-    full = affine.elementwise(len(shape))
-    zero = DoubleDouble.of(0.0)
-    return _ONE.broadcast_to(shape), (full.shift or zero).broadcast_to(shape)
 
 
 PULL: dict[str, Pull] = {

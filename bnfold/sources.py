@@ -17,7 +17,10 @@ from .constants import FLOATS, Constant
 from .double_double import DoubleDouble
 from .errors import InputError
 from .facts import Facts, Op
+from .nodes import label, well_formed
 from .report import Declined, Reason
+
+_EPSILON = float(np.float32(1e-5))
 
 OPERATORS = frozenset({"BatchNormalization", "Mul", "Add", "Sub", "Div", "Neg"})
 
@@ -72,6 +75,11 @@ def source(op: Op) -> Source | None:
     """
     if op.node.domain or op.node.op_type not in OPERATORS:
         return None
+    with well_formed(op.node):
+        return _source(op)
+
+
+def _source(op: Op) -> Source | None:
     if op.type == "BatchNormalization":
         return Source(batchnorm(op), 0)
     if op.type == "Neg":
@@ -97,47 +105,47 @@ def need_inference(op: Op) -> None:
 
 
 def batchnorm(op: Op) -> Affine:
-    """s = scale / √(var + ε), t = bias − s · mean, per channel on axis 1."""
+    """s = scale / √(var + ε), t = bias - s · mean, per channel on axis 1."""
     need_inference(op)
-    scale, bias, mean, _ = (_parameter(op, i) for i in (1, 2, 3, 4))
-    s = scale / deviation(op)
+    scale, bias, mean, var = _parameters(op)
+    s = scale / _deviation(op, var)
     return Affine.of(s, bias - s * mean, 1)
 
 
 def deviation(op: Op) -> DoubleDouble:
-    """√(var + ε) of a BatchNormalization, shape (C,). ε is a float32, exactly."""
-    epsilon = op.real("epsilon", float(np.float32(1e-5)))
-    var = _parameter(op, 4) + DoubleDouble.of(epsilon)
-    wrong = np.nonzero(var.hi <= 0.0)[0]
-    if wrong.size:
-        c = int(wrong[0])
+    """√(var + ε) of a BatchNormalization, shape (C,)."""
+    return _deviation(op, _parameters(op)[3])
+
+
+def _deviation(op: Op, var: DoubleDouble) -> DoubleDouble:
+    """The same from the variance. ε is a float32, exactly."""
+    raised = var + DoubleDouble.of(op.real("epsilon", _EPSILON))
+    if not np.all(raised.hi > 0.0):
+        c = int(np.argmin(raised.hi))
         raise Declined(
-            Reason.NEGATIVE_VARIANCE, f"{op.name!r}, channel {c}: variance + epsilon is {var.hi[c]:.6g}"
+            Reason.NEGATIVE_VARIANCE, f"{op.name!r}, channel {c}: variance + epsilon is {raised.hi[c]:.6g}"
         )
-    return var.sqrt()
+    return raised.sqrt()
 
 
-def _parameter(op: Op, i: int) -> DoubleDouble:
-    """Scale, bias, mean or var of a BatchNormalization, shape (C,)."""
-    constant = op.need_constant(i, Reason.RUNTIME_PARAMETERS)
-    numbers, name = constant.exact(), op.need_input(i).name
-    if not numbers.is_finite():
-        raise Declined(Reason.NOT_FINITE, f"{name!r}, input {i} of {op.name!r}")
-    channels = _channels(op)
-    if len(constant.shape) != 1 or channels not in (None, constant.shape[0]):
-        raise InputError(
-            f"BatchNormalization {op.name!r}: {name!r} has shape {list(constant.shape)}, but "
-            f"{op.need_input(0).name!r} has {channels} channels; the model is invalid, export it again"
-        )
-    return numbers
-
-
-def _channels(op: Op) -> int | None:
-    """The number of channels as the data or, failing that, the scale has it."""
-    data, scale = op.need_input(0), op.constant(1)
+def _parameters(op: Op) -> list[DoubleDouble]:
+    """Scale, bias, mean and variance of a BatchNormalization, each of shape (C,)."""
+    data, channels, found = op.need_input(0), None, []
     if data.shape is not None and len(data.shape) > 1 and isinstance(size := data.shape[1], int):
-        return size
-    return None if scale is None or len(scale.shape) != 1 else scale.shape[0]
+        channels = size
+    for i in (1, 2, 3, 4):
+        constant = op.need_constant(i, Reason.RUNTIME_PARAMETERS)
+        channels = constant.shape[0] if channels is None and len(constant.shape) == 1 else channels
+        if constant.shape != (channels,):
+            raise InputError(
+                f"{op.need_input(i).name!r} has shape {list(constant.shape)}, but {data.name!r} has "
+                f"{channels} channels; the model is invalid, export it again"
+            )
+        numbers = constant.exact()
+        if not numbers.is_finite():
+            raise Declined(Reason.NOT_FINITE, f"{op.need_input(i).name!r}, input {i} of {op.name!r}")
+        found.append(numbers)
+    return found
 
 
 def _arithmetic(op: Op) -> Source | None:
@@ -177,7 +185,8 @@ def _along_one_axis(op: Op, i: int, constant: Constant) -> tuple[DoubleDouble, i
         size = op.need_dim(1 - i, offset + k)
         if size != shape[k]:
             raise Declined(
-                Reason.NOT_PER_CHANNEL, f"{name!r} of shape {list(shape)} broadcasts axis {offset + k} of the data"
+                Reason.NOT_PER_CHANNEL,
+                f"{name!r} of shape {list(shape)} broadcasts axis {offset + k} of the data",
             )
     base = constant.rounded()
     for k in axes if len(axes) > 1 else ():
@@ -208,6 +217,8 @@ def _site(facts: Facts, node: ir.Node) -> Site | None:
         first = source(facts.op(node))
     except Declined as declined:
         return Site((node,), None, None, declined)
+    except InputError as error:
+        raise InputError(f"{node.op_type} {label(node)!r}: {error}") from error
     if first is None:
         return None
     data = node.inputs[first.data]
@@ -235,6 +246,6 @@ def _next(facts: Facts, node: ir.Node) -> tuple[ir.Node, Affine] | None:
         return None
     try:
         found = source(facts.op(reader))
-    except Declined:
+    except (Declined, InputError):  # its own site will say so
         return None
     return (reader, found.affine) if found is not None and found.data == index else None

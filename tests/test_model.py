@@ -322,6 +322,8 @@ class TestRefused:
         assert "'w' is the output of node 'third' (Relu)" in refused(store(tmp_path, chain(nodes=nodes)))
         twice = [*chain().graph.initializer, weight("w", 2)]
         assert "'w' is an initializer" in refused(store(tmp_path, chain(initializer=twice)))
+        inputs = [floats("x", "N", LARGE), floats("w", LARGE, LARGE)]
+        assert "'w' is an init" in refused(store(tmp_path, chain(inputs=inputs, initializer=twice)))
         inputs = [floats("x", "N", LARGE)] * 2
         assert "'x' is an input of the graph" in refused(store(tmp_path, chain(inputs=inputs)))
 
@@ -707,6 +709,10 @@ class TestForeign:
         copy = load(path).clone()
         save(copy, tmp_path / "out.onnx")
         assert np.array_equal(run(tmp_path / "out.onnx"), run(path))
+        model = load(path)
+        model.graph = model.graph.clone()
+        save(model, tmp_path / "third.onnx")
+        assert np.array_equal(run(tmp_path / "third.onnx"), run(path))
 
     def test_external_tensors(self, tmp_path: Path) -> None:
         model = ir.load(external(tmp_path, chain()))
@@ -748,7 +754,7 @@ class TestExternal:
         save(load(tmp_path / "a.onnx"), tmp_path / "b.onnx")
         again = load(first)
         save(again, tmp_path / "c.onnx")
-        change(again, 2.0)
+        change_data(again, 2.0)
         save(again, tmp_path / "a.onnx", force=True)
         assert run(tmp_path / "b.onnx").shape == (3, LARGE)
         a, b = (sorted(n for n in os.listdir(tmp_path) if n.startswith(f"{x}.onnx.")) for x in "ab")
@@ -824,12 +830,15 @@ class TestExternal:
         mine = tmp_path / f"out.onnx.{'0' * 16}.data"  # like ours, but nobody refers to it
         mine.write_bytes(b"precious")
         model = load(path)
+        seen = set()
         for factor in (1.0, 2.0, 2.0, 3.0):
-            change(model, factor)
+            change_data(model, factor)
             save(model, out, force=True)
             data = [n for n in os.listdir(tmp_path) if n.startswith("out.onnx.") and n != mine.name]
             assert len(data) == 1
+            seen.add(data[0])
             onnx.load(out)
+        assert len(seen) == 3
         assert mine.read_bytes() == b"precious" and (tmp_path / "weights.bin").exists()
 
     def test_over_its_own_file(self, tmp_path: Path) -> None:
@@ -839,7 +848,7 @@ class TestExternal:
         assert np.array_equal(run(path), expected)
         for factor in (2.0, 3.0):
             model = load(path)
-            change(model, factor)
+            change_data(model, factor)
             save(model, path, force=True)
             onnx.checker.check_model(path)
         assert len([n for n in os.listdir(tmp_path) if n.endswith(".data")]) == 1
@@ -951,7 +960,7 @@ class TestTransaction:
             ("folder/", "not the name of a file"),
             ("nowhere/out.onnx", "nowhere does not exist"),
             ("model.onnx/out.onnx", "cannot be written: Not a directory"),
-            ("/dev/null", "no regular file"),
+            ("pipe", "no regular file"),
             ("x" * 300, "cannot be written: File name too long"),
         ],
     )
@@ -961,10 +970,11 @@ class TestTransaction:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "folder").mkdir()
+        os.mkfifo(tmp_path / "pipe")
         model = load(store(tmp_path, chain()))
         with pytest.raises(OutputError, match=says):
             save(model, target, force=force)
-        assert sorted(os.listdir(tmp_path)) == ["folder", "model.onnx"]
+        assert sorted(os.listdir(tmp_path)) == ["folder", "model.onnx", "pipe"]
 
     def test_relative_paths(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         store(tmp_path, chain())
@@ -1064,6 +1074,11 @@ def change(model: ir.Model, factor: float = 1.0) -> None:
     value = ir.Value(name="changed", const_value=ir.tensor(values, name="changed"))
     model.graph.initializers["changed"] = value
     model.graph.node("second").replace_input_with(1, value)
+
+
+def change_data(model: ir.Model, factor: float) -> None:
+    """Add a large weight that nobody reads."""
+    add_constant(model, "large", ir.tensor(np.full((LARGE, LARGE), factor, np.float32)))
 
 
 def sparse(name: str) -> onnx.SparseTensorProto:
