@@ -13,11 +13,9 @@ from .affine import Affine
 from .constants import Constant
 from .facts import Facts, Scope
 from .nodes import is_used, label
+from .origin import REWRITTEN
 from .plan import Plan, Shifted, need_float
 from .report import Declined, Outcome
-
-REWRITTEN = "bnfold.rewritten"
-"""Key in the `meta` of a node whose attributes are no longer those of the file it came from."""
 
 
 class Names:

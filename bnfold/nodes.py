@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from .report import Declined, Reason
 
-Graph = ir.Graph | ir.Function
+_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Quant"})
 
 
 def label(node: ir.Node) -> str:
@@ -24,6 +24,11 @@ def label(node: ir.Node) -> str:
 def is_used(value: ir.Value) -> bool:
     """Whether anything reads the value or it is a graph output."""
     return bool(value.uses()) or value.is_graph_output()
+
+
+def is_quantizer(node: ir.Node) -> bool:
+    """Whether the node quantizes or dequantizes (also the Quant of other domains)."""
+    return node.op_type in _QUANTIZERS
 
 
 @contextmanager

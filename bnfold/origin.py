@@ -16,6 +16,9 @@ import onnx_ir as ir
 from . import wire
 from .wire import Field
 
+REWRITTEN = "bnfold.rewritten"
+"""Key in the `meta` of a node whose attributes are no longer those of the file it came from."""
+
 Signature = tuple[Any, ...]
 """Type and shape of a value, in a form that cannot be changed in place."""
 

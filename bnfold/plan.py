@@ -18,7 +18,7 @@ from .affine import Affine, Elementwise
 from .constants import FLOATS, Constant
 from .facts import Facts, reads_numbers
 from .moves import Answer, Move
-from .nodes import label, well_formed
+from .nodes import is_quantizer, label, well_formed
 from .report import Declined, Outcome, Reason
 from .rules import PULL, PUSH
 from .sources import Site, deviation
@@ -28,7 +28,6 @@ Gain = tuple[int, int, int]
 A fold has to lower it, lexicographically; so nothing can go in circles."""
 
 _MOST_WAYS = 32  # combinations of alternatives tried per site
-_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Quant"})
 # What says least about why a site stays, when the other direction has something to say.
 _PLAIN = frozenset({Reason.GRAPH_INPUT, Reason.GRAPH_OUTPUT, Reason.UNREAD, Reason.NOT_LINEAR})
 
@@ -304,7 +303,7 @@ def _readers(value: ir.Value) -> dict[ir.Node, list[int]]:
 
 
 def _no_rule(facts: Facts, node: ir.Node) -> Declined:
-    reason = Reason.QUANTIZED if node.op_type in _QUANTIZERS else Reason.NOT_LINEAR
+    reason = Reason.QUANTIZED if is_quantizer(node) else Reason.NOT_LINEAR
     return Declined(reason, f"{facts.view(node).type} {label(node)!r}")
 
 

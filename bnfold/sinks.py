@@ -16,7 +16,8 @@ from .double_double import DoubleDouble
 from .errors import InputError
 from .facts import Op
 from .moves import Answer, Move, Pull, Push, need, need_on, pull_scale
-from .report import Reason
+from .nodes import is_quantizer, label
+from .report import Declined, Reason
 from .sources import deviation, need_inference
 
 _ONE = DoubleDouble.of(1.0)
@@ -43,6 +44,17 @@ def _spread(op: Op, affine: Affine, channels: int, axis: int) -> Affine:
     return affine.spread(channels, axis)
 
 
+def _size(op: Op, i: int, axis: int) -> int:
+    """The size of an axis of a weight."""
+    value = op.need_input(i)
+    if op.facts.constant(value) is None and not isinstance(op.facts.dim(value, axis), int):
+        producer = value.producer()
+        reason = Reason.QUANTIZED if producer is not None and is_quantizer(producer) else Reason.NOT_CONSTANT
+        maker = "nothing" if producer is None else f"{op.facts.view(producer).type} {label(producer)!r}"
+        raise Declined(reason, f"{value.name!r}, input {i} of {op.type} {op.name!r}, is made by {maker}")
+    return op.need_dim(i, axis)
+
+
 def _weighted_sum(weights: DoubleDouble, shift: DoubleDouble, keep: int) -> DoubleDouble:
     """Σ over all axes but one of weights · shift, where shift broadcasts to the weights."""
     terms = weights * shift
@@ -56,7 +68,7 @@ def _weighted_sum(weights: DoubleDouble, shift: DoubleDouble, keep: int) -> Doub
 def _pull_conv(op: Op, k: int, affine: Affine) -> Answer:
     """W'[o] = s_o·W[o]; b' = s·b + t."""
     need_on(op, affine, 1)
-    out = _spread(op, affine, op.need_dim(1, 0), 0)
+    out = _spread(op, affine, _size(op, 1, 0), 0)
     return Move({1: out.scaling(), 2: out})
 
 
@@ -64,7 +76,7 @@ def _push_conv(op: Op, affines: Mapping[int, Affine]) -> Answer:
     """W'[o, j] = W[o, j]·s_i; b'[o] += Σ_j,k W[o, j, k]·t_i with i = (o ÷ (O/g))·(I/g) + j."""
     affine = _need_data(op, affines)
     need_on(op, affine, 1)
-    outputs, per_group = op.need_dim(1, 0), op.need_dim(1, 1)
+    outputs, per_group = _size(op, 1, 0), _size(op, 1, 1)
     groups = op.integer("group", 1)
     affine = _spread(op, affine, per_group * groups, 1)
     rank = op.need_rank(1)
@@ -88,7 +100,7 @@ def _is_padded(op: Op) -> bool:
         return False
     if auto == "NOTSET":
         return any(op.integers("pads") or ())
-    kernel = [op.need_dim(1, a) for a in range(2, op.need_rank(1))]
+    kernel = [_size(op, 1, a) for a in range(2, op.need_rank(1))]
     strides, dilations = _per_axis(op, "strides", kernel), _per_axis(op, "dilations", kernel)
     for axis, (n, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=True), 2):
         reach = (n - 1) * dilation + 1
@@ -110,7 +122,7 @@ def _per_axis(op: Op, name: str, kernel: Sequence[int]) -> Sequence[int]:
 def _pull_conv_transpose(op: Op, k: int, affine: Affine) -> Answer:
     """W'[i, j] = W[i, j]·s_o; b' = s·b + t with o = (i ÷ (I/g))·(O/g) + j."""
     need_on(op, affine, 1)
-    inputs, per_group, groups = op.need_dim(1, 0), op.need_dim(1, 1), op.integer("group", 1)
+    inputs, per_group, groups = _size(op, 1, 0), _size(op, 1, 1), op.integer("group", 1)
     out = _spread(op, affine, per_group * groups, 0)
     if groups == 1:
         return Move({1: out.scaling().at(1), 2: out})
@@ -123,7 +135,7 @@ def _push_conv_transpose(op: Op, affines: Mapping[int, Affine]) -> Answer:
     """W'[i] = W[i]·s_i. The shift is a bias only where every output sees every tap."""
     affine = _need_data(op, affines)
     need_on(op, affine, 1)
-    inputs, per_group, groups = op.need_dim(1, 0), op.need_dim(1, 1), op.integer("group", 1)
+    inputs, per_group, groups = _size(op, 1, 0), _size(op, 1, 1), op.integer("group", 1)
     affine = _spread(op, affine, inputs, 0)
     if not affine.has_shift:
         return Move({1: affine.scaling()})
@@ -144,7 +156,7 @@ def _push_conv_transpose(op: Op, affines: Mapping[int, Affine]) -> Answer:
 
 def _sees_every_tap(op: Op) -> bool:
     """Stride 1, no output padding, and pads that cut off the border where taps are missing."""
-    kernel = [op.need_dim(1, a) for a in range(2, op.need_rank(1))]
+    kernel = [_size(op, 1, a) for a in range(2, op.need_rank(1))]
     reach = [(n - 1) * d for n, d in zip(kernel, _per_axis(op, "dilations", kernel), strict=True)]
     pads = op.integers("pads") or (0,) * (2 * len(kernel))
     if op.text("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or op.has("output_shape"):
@@ -165,7 +177,7 @@ def _pull_gemm(op: Op, k: int, affine: Affine) -> Answer:
     """Columns of B' are scaled; C' = s·(beta·C) + t, and beta' = 1."""
     need_on(op, affine, 1)
     columns = 0 if op.integer("transB", 0) else 1
-    out = _spread(op, affine, op.need_dim(1, columns), 1)
+    out = _spread(op, affine, _size(op, 1, columns), 1)
     return _with_addend(op, {1: out.scaling().at(columns)}, out)
 
 
@@ -175,7 +187,7 @@ def _push_gemm(op: Op, affines: Mapping[int, Affine]) -> Answer:
     need(not op.integer("transA", 0), Reason.AXIS, f"Gemm {op.name!r} transposes its data")
     need_on(op, affine, 1)
     rows = 1 if op.integer("transB", 0) else 0
-    affine = _spread(op, affine, op.need_dim(1, rows), rows)
+    affine = _spread(op, affine, _size(op, 1, rows), rows)
     weight = {1: affine.scaling()}
     if not affine.has_shift:
         return Move(weight)
@@ -225,7 +237,7 @@ def _pull_matmul(op: Op, k: int, affine: Affine) -> Answer:
     need_on(op, affine, out_rank - 1, out_rank - 2)
     operand = 1 if affine.axis == out_rank - 1 else 0
     axis = ranks[operand] - (1 if operand else 2)
-    _spread(op, scale, op.need_dim(operand, axis), axis)
+    _spread(op, scale, _size(op, operand, axis), axis)
     return pull_scale(op, affine, {operand: scale.at(axis)})
 
 
@@ -238,7 +250,7 @@ def _push_matmul(op: Op, affines: Mapping[int, Affine]) -> Answer:
     contracted = ranks[data] - (1 if data == 0 or ranks[data] == 1 else 2)
     need_on(op, affine, contracted)
     axis = ranks[weight] - (1 if weight == 0 or ranks[weight] == 1 else 2)
-    affine = _spread(op, affine, op.need_dim(weight, axis), axis)
+    affine = _spread(op, affine, _size(op, weight, axis), axis)
     inputs = {weight: affine.scaling()}
     if not affine.has_shift:
         return Move(inputs)
@@ -260,7 +272,7 @@ def _pull_batchnorm(op: Op, k: int, affine: Affine) -> Answer:
     """scale' = s·scale, bias' = s·bias + t; the statistics stay."""
     need_inference(op)
     need_on(op, affine, 1)
-    out = _spread(op, affine, op.need_dim(1, 0), 0)
+    out = _spread(op, affine, _size(op, 1, 0), 0)
     return Move({1: out.scaling(), 2: out})
 
 
@@ -269,7 +281,7 @@ def _push_batchnorm(op: Op, affines: Mapping[int, Affine]) -> Answer:
     affine = _need_data(op, affines)
     need_inference(op)
     need_on(op, affine, 1)
-    affine = _spread(op, affine, op.need_dim(1, 0), 0)
+    affine = _spread(op, affine, _size(op, 1, 0), 0)
     slope = op.need_constant(1, Reason.RUNTIME_PARAMETERS).exact() / deviation(op)
     mean = op.need_constant(3, Reason.RUNTIME_PARAMETERS).exact()
     shift = slope * (affine.shift + (affine.scale - _ONE) * mean)
@@ -286,7 +298,7 @@ def _pull_channel_norm(op: Op, k: int, affine: Affine) -> Answer:
         )
         return Move({1: affine.scaling(), 2: affine})
     need_on(op, affine, 1)
-    out = _spread(op, affine, op.need_dim(1, 0), 0)
+    out = _spread(op, affine, _size(op, 1, 0), 0)
     return Move({1: out.scaling(), 2: out})
 
 
@@ -297,7 +309,7 @@ def _pull_layer_norm(op: Op, k: int, affine: Affine) -> Answer:
     if op.input(2) is not None or not affine.has_shift:
         return Move({1: scaled.scaling(), 2: scaled})
     # An absent bias becomes one with the shape of the scale.
-    shape = [op.need_dim(1, a) for a in range(op.need_rank(1))]
+    shape = [_size(op, 1, a) for a in range(op.need_rank(1))]
     shift = scaled.elementwise(len(shape)).shift
     return Move({1: scaled.scaling(), 2: Elementwise(None, shift and shift.broadcast_to(shape))})
 
@@ -313,7 +325,7 @@ def _on_normalized(op: Op, affine: Affine) -> Affine:
         return affine
     axis = affine.axis - (op.need_rank(0) - op.need_rank(1))
     need(
-        axis >= 0 and op.need_dim(1, axis) == affine.channels,
+        axis >= 0 and _size(op, 1, axis) == affine.channels,
         Reason.AXIS,
         f"{op.type} {op.name!r} does not scale axis {affine.axis}",
     )

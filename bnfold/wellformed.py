@@ -12,7 +12,7 @@ import math
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 
 import onnx
 import onnx_ir as ir
@@ -75,7 +75,7 @@ class _Check:
         self.name = name
         self.folder = folder
         self.sizes: dict[str, int] = {}  # of the external files
-        self._later: list[Sequence[onnx.NodeProto]] = []  # nodes of the graphs around, for explanations
+        self._around: list[_Level] = []  # this graph and those around it
 
     def graph(self, graph: onnx.GraphProto, outer: list[set[str]], weights: Mapping[int, int]) -> None:
         defined: set[str] = set()
@@ -149,11 +149,16 @@ class _Check:
             )
 
     def _nodes(self, nodes: Sequence[onnx.NodeProto], defined: set[str], outer: list[set[str]]) -> None:
-        self._later.append(nodes)
+        self._around.append(_Level(nodes))
+        sorted_so_far = True
         for node in nodes:
             for name in node.input:
                 if name and name not in defined and not any(name in scope for scope in outer):
-                    raise self._unknown(node, name)
+                    # Nodes should be in topological order, but real files are not always, and runtimes
+                    # sort them; only a name that nothing makes, or a cycle, has no meaning.
+                    if not any(name in level.makers for level in self._around):
+                        raise self._unknown(node, name)
+                    sorted_so_far = False
             for attribute in node.attribute:
                 if attribute.type in _WITH_CONTENT:
                     self._attribute(node, attribute, [*outer, defined])
@@ -162,7 +167,34 @@ class _Check:
                     if name in defined:
                         raise self._twice(name, f"the output of {_called(node)}")
                     defined.add(name)
-        self._later.pop()
+        if not sorted_so_far:
+            for level in self._around:
+                self._need_order(level)
+        self._around.pop()
+
+    def _need_order(self, level: _Level) -> None:
+        """Raise unless there is an order in which the nodes can run."""
+        waiting_for = [{level.makers[n] for n in _reads(node) if n in level.makers} for node in level.nodes]
+        readers: list[list[int]] = [[] for _ in level.nodes]
+        for reader, makers in enumerate(waiting_for):
+            for maker in makers:
+                readers[maker].append(reader)
+        ready = [node for node, makers in enumerate(waiting_for) if not makers]
+        for done in ready:  # grows while it is walked
+            for reader in readers[done]:
+                waiting_for[reader].discard(done)
+                if not waiting_for[reader]:
+                    ready.append(reader)
+        if len(ready) == len(level.nodes):
+            return
+        stuck, seen = next(node for node, makers in enumerate(waiting_for) if makers), set[int]()
+        while stuck not in seen:  # from anything that waits, back into the cycle
+            seen.add(stuck)
+            stuck = min(waiting_for[stuck])
+        raise InputError(
+            f"{self.name}: {_called(level.nodes[stuck])} depends on its own result: the graph has a cycle; "
+            "export the model again"
+        )
 
     def _attribute(
         self, node: onnx.NodeProto, attribute: onnx.AttributeProto, scopes: list[set[str]]
@@ -242,21 +274,21 @@ class _Check:
         )
 
     def _unknown(self, reader: onnx.NodeProto, name: str) -> InputError:
-        """Why nothing before `reader` makes `name`."""
-        for nodes in reversed(self._later):
-            maker = next((node for node in nodes if name in node.output), None)
-            if maker is None:
-                continue
-            if _circular(nodes, maker):
-                why = "and that one depends on itself: the graph has a cycle; export the model again"
-            else:
-                why = "which comes later: the nodes are not in topological order; sort them"
-            what = f"{_called(reader)} reads '{name}', made by {_called(maker)}"
-            return InputError(f"{self.name}: {what}, {why}")
         return InputError(
             f"{self.name}: {_called(reader)} reads '{name}', which no node, input or initializer makes; "
             "export the model again"
         )
+
+
+class _Level:
+    """The nodes of one graph, and which of them makes a name."""
+
+    def __init__(self, nodes: Sequence[onnx.NodeProto]) -> None:
+        self.nodes = nodes
+
+    @cached_property
+    def makers(self) -> dict[str, int]:
+        return {name: place for place, node in enumerate(self.nodes) for name in node.output if name}
 
 
 @cache
@@ -271,22 +303,6 @@ def _called(node: onnx.NodeProto) -> str:
         return f"node '{node.name}' ({node.op_type})"
     made = next((name for name in node.output if name), "")
     return f"the {node.op_type} node that makes '{made}'"
-
-
-def _circular(nodes: Sequence[onnx.NodeProto], start: onnx.NodeProto) -> bool:
-    """Whether `start` depends on its own outputs."""
-    makers = {name: node for node in nodes for name in node.output if name}
-    own = frozenset(name for name in start.output if name)
-    seen: set[str] = set()
-    waiting = list(_reads(start))
-    while waiting:
-        name = waiting.pop()
-        if name in own:
-            return True
-        if name not in seen and name in makers:
-            seen.add(name)
-            waiting += _reads(makers[name])
-    return False
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:

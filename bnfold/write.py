@@ -1,9 +1,9 @@
 """What an edited model looks like as bytes: the file it came from, with patches.
 
 `origin` knows which bytes of the file each graph, node and initializer came from. `render` writes down
-what differs, and nothing else: a node of the file differs at
-most in the names that it reads and makes (and inside its inner graphs), an initializer at most in
-its name and in where its data are. So whatever onnx_ir does not know (sparse initializers, training
+what differs, and nothing else: unless it is marked as rewritten, a node of the file differs at most in
+the names that it reads and makes (and inside its inner graphs), an initializer at most in its name and
+in where its data are. So whatever onnx_ir does not know (sparse initializers, training
 information, fields of tomorrow) is carried along without being understood, and an unchanged model is
 its file. Weights are moved one at a time, from the mapped file or when they are computed.
 """
@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from . import wire
 from .errors import InputError, OutputError
-from .origin import Attribute, GraphOrigin, Source, signature, values_of
+from .origin import REWRITTEN, Attribute, GraphOrigin, Source, signature, values_of
 from .wire import Deferred, Field, Item, Part
 
 _COPY_BYTES = 1 << 22
@@ -222,6 +222,9 @@ class _Patch:
         items = []
         for node in graph:
             place = origin.nodes.get(node)
+            if node.meta.get(REWRITTEN):
+                items.append(_new(number, ir.serde.serialize_node(node)))
+                continue
             if place is not None:
                 items.append(Item(place, _field(number, self._node(node, origin, place))))
                 continue
