@@ -171,8 +171,8 @@ def _row(result: Result, ours: Result | None) -> tuple[str, ...]:
     return (
         result.tool.name,
         result.tool.version,
-        f"{more}{result.seconds:.2f}",
-        f"{min(seconds):.2f}-{max(seconds):.2f}",
+        f"{more}{result.seconds:.0f}" if result.timed_out else f"{result.seconds:.2f}",
+        "-" if result.timed_out else f"{min(seconds):.2f}-{max(seconds):.2f}",
         f"{more}{result.peak / 1e6:.0f}",
         str(result.count.batchnorms) if result.count else "-",
         str(result.count.nodes) if result.count else "-",

@@ -195,7 +195,7 @@ def _pad_number(op: Op) -> DoubleDouble:
 
 
 def _pad(op: Op, affine: Affine, image: Affine) -> Move:
-    """Pad passes an affine on if its own axis is not padded and the padding has one image for all channels."""
+    """Pad passes an affine if its own axis is not padded and the padding has one image for all channels."""
     pads = _pads(op)
     free = tuple(a for a in range(op.need_out_rank()) if a not in pads) if affine.axis is not None else ()
     need_on(op, affine, *free)

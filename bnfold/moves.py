@@ -57,7 +57,7 @@ def need_on(op: Op, affine: Affine, *axes: int) -> None:
     need(
         affine.axis is None or affine.axis in axes,
         Reason.AXIS,
-        f"{op.type} {op.name!r} takes axis {' or '.join(map(str, axes))}, the affine is on axis {affine.axis}",
+        f"{op.type} {op.name!r} takes axis {' or '.join(map(str, axes))}, not axis {affine.axis}",
     )
 
 
