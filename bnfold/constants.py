@@ -55,6 +55,10 @@ class Constant:
         parts = [self.base.shape, *(p.shape for p in (self.scale, self.shift) if p is not None)]
         return np.broadcast_shapes(*parts)
 
+    def reshape(self, *shape: int) -> Constant:
+        """The same numbers in another shape."""
+        return Constant.exactly(self.exact().broadcast_to(self.shape).reshape(*shape), self.dtype)
+
     def mapped(self, change: Elementwise) -> Constant:
         """Its image under one more affine."""
         scale, shift = self.scale, self.shift

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .affine import Affine
 from .constants import Constant
 from .facts import Facts, Scope
 from .nodes import is_used, label
 from .origin import REWRITTEN
-from .plan import Plan, Shifted, need_float
+from .plan import Leftover, Plan, Term
 from .report import Declined, Outcome
 
 
@@ -102,20 +101,18 @@ class Writer:
 
     def _write_pull(self) -> None:
         end = self._data
-        for add in self.plan.adds:
-            total = self._add_behind(add.value, add.shift)
-            end = total if add.value is end else end
+        for left in self.plan.leftovers:
+            total = self._add_behind(left)
+            end = total if left.value is end else end
         self._replace_site(end)
 
     def _write_push(self) -> None:
-        result, adds = self.site.result, self.plan.adds
-        before = [(a, self._data if a.value is result else a.value) for a in adds if a.reader is not None]
-        for add, value in before:
-            self._add_before(add, value)
-        for add in adds:
-            if add.reader is None:
-                self._add_behind(add.value, add.shift)
-        result.replace_all_uses_with(self._data)
+        for left in self.plan.leftovers:
+            if left.reader is None:
+                self._add_behind(left)
+            else:
+                self._add_before(left, left.reader)
+        self.site.result.replace_all_uses_with(self._data)
         self._remove_site()
 
     def _write_removal(self) -> None:
@@ -136,16 +133,11 @@ class Writer:
             stays.replace_input_with(0, self._data)
             self._replace_site(stays.outputs[0], keep=stays)
             return
-        affine, value = self.plan.merged, self._data
-        assert affine is not None
-        for op_type, needed, numbers in (
-            ("Mul", affine.has_scale, affine.scaling()),
-            ("Add", affine.has_shift, affine.shifting()),
-        ):
-            if needed:
-                node = self._arithmetic(op_type, value, numbers, label(last))
-                last.prepend(node)
-                value = node.outputs[0]
+        value = self._data
+        for term in self.plan.merged:
+            node = self._node(term, value, label(last))
+            last.prepend(node)
+            value = node.outputs[0]
         self._replace_site(value)
 
     def _replace_site(self, end: ir.Value, keep: ir.Node | None = None) -> None:
@@ -169,11 +161,11 @@ class Writer:
 
     # Nodes that have to be there
 
-    def _add_behind(self, value: ir.Value, shift: Affine) -> ir.Value:
-        """value + shift, which takes the name of the value and all that read it."""
-        producer = value.producer()
+    def _add_behind(self, left: Leftover) -> ir.Value:
+        """The sum, which takes the name of the value and all that read it."""
+        value, producer = left.value, left.value.producer()
         assert producer is not None
-        node = self._arithmetic("Add", value, shift, label(producer))
+        node = self._node(left.term, value, label(producer))
         total = node.outputs[0]
         value.replace_all_uses_with(total, replace_graph_outputs=True)
         node.replace_input_with(0, value)
@@ -182,36 +174,30 @@ class Writer:
             total.name, value.name = value.name, self.names.value(value.name, "_folded")
         return total
 
-    def _add_before(self, add: Shifted, value: ir.Value) -> None:
-        """value + shift, for one reader."""
-        reader = add.reader
-        assert reader is not None
-        node = self._arithmetic("Add", value, add.shift, label(reader))
+    def _add_before(self, left: Leftover, reader: ir.Node) -> None:
+        """The sum, for one reader."""
+        value = self._data if left.value is self.site.result else left.value
+        node = self._node(left.term, value, label(reader))
         for i, read in enumerate(reader.inputs):
-            if read is add.value:
+            if read is left.value:
                 reader.replace_input_with(i, node.outputs[0])
         reader.prepend(node)
 
-    def _arithmetic(self, op_type: str, value: ir.Value, numbers: Affine, stem: str) -> ir.Node:
-        """A Mul or Add by the scale or shift, not yet in a graph."""
-        suffix = "_scale" if op_type == "Mul" else "_shift"
-        exact = numbers.scale if op_type == "Mul" else numbers.shift
+    def _node(self, term: Term, value: ir.Value, stem: str) -> ir.Node:
+        """A Mul or Add of the value, not yet in a graph."""
+        suffix = "_scale" if term.op_type == "Mul" else "_shift"
         attributes: list[ir.Attr] = []
-        if numbers.axis is not None:
-            rank = self.facts.rank(value) or numbers.axis + 1
-            exact = exact.reshape(-1, *(1,) * (rank - 1 - numbers.axis))
+        constant = term.constant
         if self.scope.opset < 7:  # https://onnx.ai/onnx/operators/onnx__Add.html, version 6
-            exact = exact.reshape(-1)
+            constant = constant.reshape(-1)
             attributes = [ir.AttrInt64("broadcast", 1)]
-            attributes += [] if numbers.axis is None else [ir.AttrInt64("axis", numbers.axis)]
-        node = ir.Node(
-            "", op_type, [value, None], attributes, num_outputs=1, name=self.names.node(stem, suffix)
-        )
+            attributes += [] if term.axis is None else [ir.AttrInt64("axis", term.axis)]
+        inputs = [value, self._stored(constant, self.names.value(stem, suffix))]
+        name = self.names.node(stem, suffix)
+        node = ir.Node("", term.op_type, inputs, attributes, num_outputs=1, name=name)
         output = node.outputs[0]
         output.name = self.names.value(value.name, suffix)
         output.type, output.shape = value.type, value.shape
-        constant = Constant.exactly(exact, need_float(self.facts, value))
-        node.replace_input_with(1, self._stored(constant, self.names.value(stem, suffix)))
         self.added.append(node)
         return node
 

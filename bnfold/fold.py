@@ -189,9 +189,6 @@ def _precision(facts: Facts, plan: Plan) -> str:
         for value in node.inputs
         if value is not None and (constant := facts.constant(value)) is not None
     }
-    narrower = {
-        c.dtype for c in plan.constants.values() if all(c.dtype.itemsize < d.itemsize for d in applied)
-    }
-    return "".join(
-        f"rounded to {d}, applied in {max(applied, key=lambda d: d.itemsize)} before" for d in narrower
-    )
+    least = min((d.itemsize for d in applied), default=0)
+    narrower = {c.dtype for c in plan.constants.values() if c.dtype.itemsize < least}
+    return "; ".join(f"rounded to {d}, where the original had more digits" for d in sorted(narrower, key=str))

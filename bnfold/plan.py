@@ -33,17 +33,32 @@ _PLAIN = frozenset({Reason.GRAPH_INPUT, Reason.GRAPH_OUTPUT, Reason.UNREAD, Reas
 
 
 @dataclass(frozen=True, eq=False)
-class Shifted:
-    """An Add that has to stay.
+class Term:
+    """A Mul or an Add by a constant that will be in the graph.
 
     Attributes:
-        value: What it adds to.
-        shift: What it adds.
+        op_type: "Mul" or "Add".
+        constant: What it multiplies by or adds, shaped for its place.
+        axis: The axis of the data that the constant lies on; None for a number.
+    """
+
+    op_type: str
+    constant: Constant
+    axis: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Leftover:
+    """A shift that has to stay.
+
+    Attributes:
+        value: What it is added to.
+        term: The Add.
         reader: The node that reads the sum instead; None if the sum takes the value's place altogether.
     """
 
     value: ir.Value
-    shift: Affine
+    term: Term
     reader: ir.Node | None
 
 
@@ -56,20 +71,20 @@ class Plan:
         outcome: How.
         constants: The new constant of each node and input that gets one.
         attributes: New attributes of a node.
-        adds: Shifts that stay.
+        leftovers: Shifts that stay.
         moved: Values on the way, which will mean something else and need another name.
         batchnorm: When merging: the node of the run that stays, with new constants.
-        merged: When merging without one: the affine that a Mul and an Add will spell.
+        merged: When merging without one: the at most two nodes that replace the run.
     """
 
     site: Site
     outcome: Outcome
     constants: dict[tuple[ir.Node, int], Constant] = field(default_factory=dict)
     attributes: dict[ir.Node, Mapping[str, ir.Attr]] = field(default_factory=dict)
-    adds: list[Shifted] = field(default_factory=list)
+    leftovers: list[Leftover] = field(default_factory=list)
     moved: list[ir.Value] = field(default_factory=list)
     batchnorm: ir.Node | None = None
-    merged: Affine | None = None
+    merged: tuple[Term, ...] = ()
 
     @property
     def into(self) -> tuple[str, ...]:
@@ -79,13 +94,14 @@ class Plan:
     @property
     def gain(self) -> Gain:
         """What the plan changes in the measure."""
-        nodes = self.site.nodes
-        normalizations = sum(n.op_type == "BatchNormalization" for n in nodes) - (self.batchnorm is not None)
-        new_scales = int(self.merged is not None and self.merged.has_scale)
-        new_adds = len(self.adds) + int(self.merged is not None and self.merged.has_shift)
-        kept = int(self.batchnorm is not None) + new_scales
-        scaling = sum(not _is_bare_add(n, self.site) for n in nodes)
-        return -normalizations, kept - scaling, kept + new_adds - len(nodes)
+        run = self.site.nodes
+        added = [*(left.term.op_type for left in self.leftovers), *(term.op_type for term in self.merged)]
+        stays = int(self.batchnorm is not None)
+        return (
+            stays - sum(n.op_type == "BatchNormalization" for n in run),
+            stays + added.count("Mul") - sum(not _is_bare_add(n, self.site) for n in run),
+            stays + len(added) - len(run),
+        )
 
 
 def plan(facts: Facts, site: Site) -> Plan:
@@ -106,7 +122,7 @@ def plan(facts: Facts, site: Site) -> Plan:
             plans.append(_first_that_works(facts, site, outcome))
         except Declined as declined:
             refusals.append(declined)
-        if plans and not plans[-1].adds:
+        if plans and not plans[-1].leftovers:
             return plans[-1]
     if len(site.nodes) > 1:
         try:
@@ -189,7 +205,7 @@ class _Attempt:
             move = self._choose(rule(self.facts.op(node), index, affine))
         self._change_inputs(node, move)
         if move.left is not None:
-            self.plan.adds.append(Shifted(value, move.left, None))
+            self._leave(value, move.left, None)
         self.plan.moved.append(value)
 
     def _push(self, value: ir.Value, affine: Affine) -> None:
@@ -199,7 +215,7 @@ class _Attempt:
         on_the_way = value is not self.site.result
         may_stay = on_the_way and not affine.has_scale
         if may_stay and self._fork(2) == 1:
-            self.plan.adds.append(Shifted(value, affine, None))
+            self._leave(value, affine, None)
             return
         self._touch(value)
         if value.is_graph_output():
@@ -216,9 +232,12 @@ class _Attempt:
             with well_formed(node):
                 move = self._choose(rule(self.facts.op(node), dict.fromkeys(indices, affine)))
             if move.left is not None:
-                self.plan.adds.append(Shifted(value, move.left, node))
+                self._leave(value, move.left, node)
             self._change_inputs(node, move)
             self.pushing += [(node.outputs[k], a) for k, a in move.outputs.items()]
+
+    def _leave(self, value: ir.Value, shift: Affine, reader: ir.Node | None) -> None:
+        self.plan.leftovers.append(Leftover(value, _term(self.facts, "Add", value, shift), reader))
 
     def _touch(self, value: ir.Value) -> None:
         if value in self.touched:
@@ -315,15 +334,31 @@ def _absent(facts: Facts, node: ir.Node, change: Affine | Elementwise) -> Consta
         constant = None if value is None else facts.constant(value)
         if constant is not None and constant.dtype in FLOATS:
             return Constant(np.zeros((), constant.dtype))
-    return Constant(np.zeros((), need_float(facts, node.outputs[0])))
+    return Constant(np.zeros((), _need_float(facts, node.outputs[0])))
 
 
-def need_float(facts: Facts, value: ir.Value) -> np.dtype[np.floating]:
+def _need_float(facts: Facts, value: ir.Value) -> np.dtype[np.floating]:
     """The floating dtype of a value."""
     dtype = facts.dtype(value)
     if dtype not in FLOATS or dtype is None:
         raise Declined(Reason.DTYPE, f"the type of {value.name!r} is {dtype or 'not known'}")
     return dtype
+
+
+def _term(facts: Facts, op_type: str, value: ir.Value, affine: Affine) -> Term:
+    """The Mul by the scale, or the Add of the shift, of an affine of `value`."""
+    numbers = affine.scale if op_type == "Mul" else affine.shift
+    if numbers.is_uniform():
+        numbers, axis = numbers[(0,) * len(numbers.shape)], None
+    else:
+        axis = affine.axis
+        rank = facts.rank(value)
+        if rank is None or axis is None:
+            raise Declined(Reason.UNKNOWN_SHAPE, f"the rank of {value.name!r} is not known")
+        numbers = numbers.reshape(-1, *(1,) * (rank - 1 - axis))
+    constant = Constant.exactly(numbers, _need_float(facts, value))
+    constant.check(f"the constant of a new {op_type} by {value.name!r}")
+    return Term(op_type, constant, axis)
 
 
 def _is_bare_add(node: ir.Node, site: Site) -> bool:
@@ -340,8 +375,8 @@ def _merge(facts: Facts, site: Site) -> Plan:
     found = Plan(site, Outcome.MERGED)
     found.batchnorm = next((n for n in site.nodes if n.op_type == "BatchNormalization"), None)
     if found.batchnorm is None:
-        found.merged = affine
-        need_float(facts, site.result)
+        needed = [("Mul", affine.has_scale), ("Add", affine.has_shift)]
+        found.merged = tuple(_term(facts, kind, site.result, affine) for kind, there in needed if there)
         return found
     # s = scale/√(var+ε) and t = bias - s·mean, solved for scale and bias.
     op = facts.op(found.batchnorm)

@@ -32,7 +32,8 @@ def infer_types(model: ir.Model) -> dict[ir.Value, Inferred]:
     from onnx import shape_inference
 
     try:
-        proto = onnx.ModelProto(ir_version=model.ir_version)
+        # Inference refuses models of IR version 3 that do not list their initializers as inputs.
+        proto = onnx.ModelProto(ir_version=max(4, model.ir_version))
         for domain, version in model.opset_imports.items():
             proto.opset_import.add(domain=domain, version=version)
         for function in model.functions.values():

@@ -1,0 +1,299 @@
+"""What users do with model files: `optimize` writes the folded, checked model; `inspect` only looks.
+
+A path may be "-": the standard input or output. Nothing is written before the check has passed, and a
+model that is only looked at leaves no trace beside the user's files.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import sys
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from .errors import InputError, NotEquivalent, OutputError, Undecided
+from .facts import Facts, Op
+from .fold import fold
+from .model import load, stage, to_bytes
+from .report import (
+    BatchNormFacts,
+    CheckReport,
+    Decision,
+    Declined,
+    FoldReport,
+    InspectReport,
+    OptimizeReport,
+    Verdict,
+)
+from .verify import check
+
+STREAM = "-"
+
+
+def optimize(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str] | None = None,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    only: str | None = None,
+    verify: bool = True,
+    freeze_initializers: bool = False,
+    inline_functions: bool = False,
+) -> OptimizeReport:
+    """Fold the BatchNormalizations of a model file, compare the result with the original, and write it.
+
+    Args:
+        source: The model; "-" is the standard input.
+        target: Where the result goes; "-" is the standard output, then as one piece. None means
+            `<stem>.folded.onnx` beside the source, or the standard output for a source "-".
+        force: Whether a file that is there may be replaced.
+        dry_run: Do everything but write the result.
+        only: "batchnorm" leaves runs without a BatchNormalization alone; None folds all.
+        verify: Whether to run both models and compare them. There is nothing to compare when nothing
+            was changed.
+        freeze_initializers: Make initializers that are also inputs (IR version 4 and later: a caller
+            may override them) constants, and remove them from the inputs.
+        inline_functions: Inline local functions first, so that weights that are arguments can fold.
+
+    Returns:
+        What was folded, what stays and why, and the comparison.
+
+    Raises:
+        InputError: The source cannot be read, or it is no valid model.
+        OutputError: The target exists and `force` is not given, or it cannot be written.
+        NotEquivalent: The result does not compute what the original computes. Nothing was written.
+        Undecided: They could not be compared. Nothing was written.
+    """
+    origin = os.fspath(source)
+    goal = _beside(origin) if target is None else os.fspath(target)
+    with _collector_off(), _scratch() as scratch:
+        content = sys.stdin.buffer.read() if origin == STREAM else None
+        model = load(origin if content is None else io.BytesIO(content))
+        folded = _fold(model, origin, only, freeze_initializers, inline_functions)
+        compared = verify and folded.modified
+        original = Path(origin)
+        if content is not None and compared:
+            original = _copy(content, scratch / "original.onnx")
+        checked = None
+        if goal == STREAM:
+            result = to_bytes(model)
+            if compared:
+                checked = _need_pass(original, _copy(result, scratch / "result.onnx"), origin, goal)
+            if not dry_run:
+                _write_out(result)
+        else:
+            place = scratch / "result.onnx" if dry_run else goal
+            with stage(model, place, force=force) as staged:
+                if compared:
+                    checked = _need_pass(original, Path(staged.path), origin, goal)
+                if not dry_run:
+                    staged.commit()
+    return OptimizeReport(origin, None if dry_run else goal, folded, checked)
+
+
+def inspect(
+    source: str | os.PathLike[str],
+    *,
+    only: str | None = None,
+    freeze_initializers: bool = False,
+    inline_functions: bool = False,
+) -> InspectReport:
+    """Say what BatchNormalizations a model file has, and what would become of them; nothing is written.
+
+    Args:
+        source: The model; "-" is the standard input.
+        only: As for `optimize`.
+        freeze_initializers: As for `optimize`.
+        inline_functions: As for `optimize`.
+
+    Raises:
+        InputError: The source cannot be read, or it is no valid model.
+    """
+    origin = os.fspath(source)
+    with _collector_off():
+        model = load(sys.stdin.buffer if origin == STREAM else origin)
+        if inline_functions and model.functions:  # here, so that the names below are those of the decisions
+            from onnx_ir.passes.common import InlinePass
+
+            InlinePass()(model)
+        found = list(_batchnorms(model))
+        folded = _fold(model, origin, only, freeze_initializers, inline_functions=False)
+    return InspectReport(origin, tuple(_facts(found, folded.decisions)), folded)
+
+
+def _beside(origin: str) -> str:
+    """The default target."""
+    return STREAM if origin == STREAM else str(Path(origin).with_name(f"{Path(origin).stem}.folded.onnx"))
+
+
+def _fold(
+    model: ir.Model, origin: str, only: str | None, freeze_initializers: bool, inline_functions: bool
+) -> FoldReport:
+    """`fold`, with errors that name the file as well."""
+    try:
+        return fold(
+            model, only=only, freeze_initializers=freeze_initializers, inline_functions=inline_functions
+        )
+    except InputError as error:
+        raise InputError(f"{_called(origin)}: {error}") from error
+
+
+def _need_pass(original: Path, result: Path, origin: str, goal: str) -> CheckReport:
+    """The comparison, if it says that the two are the same function."""
+    report = check(original, result)
+    if report.verdict is Verdict.PASS:
+        return report
+    # Temporary names mean nothing to the reader, and the files are gone when the message is read.
+    why = report.message.replace(str(result), goal).replace(str(original), origin)
+    if report.verdict is Verdict.FAIL:
+        raise NotEquivalent(
+            f"{_called(origin)}: the folded model is not equivalent: {why}; nothing was written; please "
+            "report this as a bug of bnfold (--no-verify writes the result unchecked)"
+        )
+    raise Undecided(
+        f"{_called(origin)}: whether the folded model is equivalent could not be decided: {why}; nothing was "
+        "written (--no-verify writes the result unchecked)"
+    )
+
+
+def _called(origin: str) -> str:
+    return "the model on standard input" if origin == STREAM else origin
+
+
+def _copy(content: bytes, path: Path) -> Path:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: a temporary copy for the check cannot be written: {error.strerror or error}; free some "
+            "space or set TMPDIR to another folder; nothing was written"
+        ) from error
+    return path
+
+
+def _write_out(content: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"the standard output: cannot be written: {error.strerror or error}; the model there is cut off"
+        ) from error
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for what has to be a file but is nobody's business."""
+    try:
+        folder = TemporaryDirectory(prefix="bnfold-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise OutputError(
+            f"no temporary folder can be made: {error.strerror or error}; free some space or set TMPDIR to "
+            "another folder; nothing was written"
+        ) from error
+    with folder as name:
+        yield Path(name)
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """Without Python's cyclic collector: a model is a hundred thousand objects that all refer to one
+    another and stay, and looking through them again and again finds nothing."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+# What inspect sees
+
+
+class _Glance:
+    """A BatchNormalization as it is before the fold.
+
+    Attributes:
+        graph: The path of its graph, as in `Decision`.
+        node: Its name.
+        channels: C; None when not known.
+        scale, mean, var: Shape (C,); None when not known. `numbers` holds all that are.
+    """
+
+    def __init__(self, op: Op, graph: str) -> None:
+        self.graph = graph
+        self.node = op.name
+        self.scale, bias, self.mean, self.var = (_numbers(op, i) for i in (1, 2, 3, 4))
+        self.numbers = [a for a in (self.scale, bias, self.mean, self.var) if a is not None]
+        self.channels = next((a.size for a in self.numbers), _channels_of_data(op))
+
+    def facts(self, decision: Decision) -> BatchNormFacts:
+        c = self.channels
+        dead = np.zeros(c or 0, bool)
+        for numbers in (self.scale, self.var):
+            if numbers is not None and numbers.shape == dead.shape:
+                dead |= numbers == 0
+        untouched = self.mean is not None and self.var is not None
+        return BatchNormFacts(
+            decision=decision,
+            node=self.node,
+            channels=c,
+            parameters=None if c is None else 4 * c,
+            trained=None if c is None else 2 * c,
+            untouched=untouched and not np.any(self.mean) and bool(np.all(self.var == 1)),
+            dead=int(dead.sum()),
+            non_finite=sum(int(np.count_nonzero(~np.isfinite(a))) for a in self.numbers),
+        )
+
+
+def _batchnorms(model: ir.Model) -> Iterator[_Glance]:
+    facts = Facts(model)
+    for scope in facts.scopes:
+        for node in scope.graph:
+            if node.op_type == "BatchNormalization" and not node.domain:
+                yield _Glance(facts.op(node), scope.path)
+
+
+def _numbers(op: Op, i: int) -> NDArray[np.float64] | None:
+    """Parameter i as it is stored, also where a caller may override it; None if it is computed from data."""
+    value = op.input(i)
+    if value is None:
+        return None
+    try:
+        constant = op.facts.constant(value)
+    except Declined:
+        constant = None
+    if constant is not None:
+        return constant.rounded().astype(np.float64)
+    return value.const_value.numpy().astype(np.float64) if value.const_value is not None else None
+
+
+def _channels_of_data(op: Op) -> int | None:
+    data = op.input(0)
+    rank = None if data is None else op.facts.rank(data)
+    size = op.facts.dim(data, 1) if data is not None and rank is not None and rank > 1 else None
+    return size if isinstance(size, int) else None
+
+
+def _facts(found: list[_Glance], decisions: tuple[Decision, ...]) -> Iterator[BatchNormFacts]:
+    """Each with its decision; names need not be unique, but decisions come in the order of the graph."""
+    waiting: defaultdict[tuple[str, str], deque[Decision]] = defaultdict(deque)
+    for decision in decisions:
+        for node, kind in zip(decision.nodes, decision.op_types, strict=True):
+            if kind == "BatchNormalization":
+                waiting[decision.graph, node].append(decision)
+    for glance in found:
+        yield glance.facts(waiting[glance.graph, glance.node].popleft())
