@@ -197,7 +197,7 @@ class Writer:
         node = ir.Node("", term.op_type, inputs, attributes, num_outputs=1, name=name)
         output = node.outputs[0]
         output.name = self.names.value(value.name, suffix)
-        output.type, output.shape = value.type, value.shape
+        self.facts.liken(output, value)
         self.added.append(node)
         return node
 
@@ -210,6 +210,7 @@ class Writer:
             name=self.names.node(label(self.site.nodes[0]), "_id"),
         )
         node.outputs[0].name = self.names.value(self._data.name, "_id")
+        self.facts.liken(node.outputs[0], self._data)
         self.site.nodes[-1].prepend(node)
         self.added.append(node)
         return node.outputs[0]

@@ -166,6 +166,12 @@ class Facts:
             return numpy_dtype(value.dtype)
         return self._infer(value)[0]
 
+    def liken(self, new: ir.Value, old: ir.Value) -> None:
+        """Note that a value that a fold made has the dtype and shape of another one."""
+        new.type, new.shape = old.type, old.shape
+        if self._inferred is not None and old in self._inferred:
+            self._inferred[new] = self._inferred[old]
+
     def _stated_shape(self, value: ir.Value) -> tuple[Dim, ...] | None:
         """The shape that needs no inference."""
         if value.shape is not None:

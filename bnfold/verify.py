@@ -30,9 +30,10 @@ _DRAWS, _DRAWS_SMALL, _DRAWS_MOST = 4, 8, 16
 _SMALL = 64
 # A finite ratio beyond so many tolerances is no bad luck: no further draws.
 _HOPELESS = 100
-# A single channel may be so many times further off than the whole: both its error and its noise are
-# taken from few elements. Without it, a channel of huge values would hide all others.
-_CHANNEL_SLACK = 10.0
+# A single channel may be so many times further off than the whole, and more when it has less than so
+# many elements: its error and its noise come from few numbers, and there are many channels. Without
+# this measure, a channel of huge values would hide all others.
+_CHANNEL_SLACK, _CHANNEL_ELEMENTS = 10.0, 16
 
 
 def check(
@@ -165,10 +166,15 @@ class _Tally:
         measures = [_Measure(self.error.rms, noise, "the error")]
         flips = float(np.mean([d.flips for d in draws])) if draws else 0.0
         measures.append(_Measure(self.error.flips, flips, "the share of elements with another value or kind"))
-        alike = [d.channels**2 for d in draws if d.channels.shape == self.error.channels.shape]
-        allowed = _CHANNEL_SLACK * np.sqrt(sum(alike) / max(len(alike), 1) + self.floor.channels**2)
-        for index, (error, noise) in enumerate(zip(self.error.channels, allowed, strict=True)):
-            measures.append(_Measure(float(error), float(noise), f"the error of channel {index}"))
+        errors = self.error.channels
+        if errors.size:
+            alike = [d.channels**2 for d in draws if d.channels.shape == errors.shape]
+            slack = _CHANNEL_SLACK * max(1.0, _CHANNEL_ELEMENTS * errors.size / self.original.size)
+            noises = slack * np.sqrt(sum(alike) / max(len(alike), 1) + self.floor.channels**2)
+            with np.errstate(divide="ignore"):
+                ratios = np.divide(errors, noises, out=np.zeros_like(errors), where=errors > 0)
+            c = int(ratios.argmax())
+            measures.append(_Measure(float(errors[c]), float(noises[c]), f"the error of channel {c}"))
         return max(measures, key=lambda m: m.ratio)
 
 

@@ -1,0 +1,5 @@
+"""`python -m bnfold`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,211 @@
+"""The command line: parse, one library call, print, exit code. Data go to stdout, messages to stderr."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import shlex
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+import bnfold
+
+if TYPE_CHECKING:
+    from .render.text import Page
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+STREAM = "-"
+INTERRUPTED, READER_GONE = 130, 141  # as a shell reports SIGINT and SIGPIPE
+INTERNAL_ERROR = 4
+
+_EPILOG = """\
+\b
+Exit codes: 0 fine, 1 not equivalent, 2 usage or unusable input, 3 undecided, 4 internal error.
+Completion: eval "$(_BNFOLD_COMPLETE=bash_source bnfold)"; zsh_source and fish_source likewise.
+"""
+
+
+class _Program(click.Group):
+    """The one place where errors become lines and exit codes."""
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
+        arguments = sys.argv[1:] if args is None else list(args)
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(arguments, "bnfold", **extra)
+        except click.ClickException as error:
+            code = _complain(_usage(error), error.exit_code)
+        except click.Abort:
+            code = INTERRUPTED
+        except bnfold.BnfoldError as error:
+            code = _complain(str(error), error.exit_code)
+        except Exception as error:
+            if "-vv" in arguments:
+                traceback.print_exc()
+            code = _complain(_defect(error, arguments), INTERNAL_ERROR)
+        gc.freeze()  # the process ends: nobody needs to look for garbage in a model any more
+        sys.exit(code or 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # before click, which would answer 1, sees it
+            _give_up_stdout()
+            ctx.exit(READER_GONE)
+
+
+class _Codes(click.Choice[str]):
+    """Reason codes, in any case."""
+
+    def normalize_choice(self, choice: object, ctx: click.Context | None) -> str:
+        return str(choice).upper()
+
+
+def _source(command: Command) -> Command:
+    return click.argument("source", metavar="MODEL", type=click.Path(allow_dash=True))(command)
+
+
+def _how(command: Command) -> Command:
+    """The options that `optimize` and `inspect` share."""
+    for option in (
+        click.option("-v", "--verbose", count=True, help="Every decision; twice: tracebacks, too."),
+        click.option("--json", "as_json", is_flag=True, help="The report as JSON."),
+        click.option("--inline-functions", is_flag=True, help="Inline local functions first."),
+        click.option(
+            "--freeze-initializers",
+            is_flag=True,
+            help="Make initializers that are also inputs constants; they leave the inputs.",
+        ),
+        click.option("--only", type=click.Choice(["batchnorm"]), help="Fold only runs that have one."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(cls=_Program, invoke_without_command=True, epilog=_EPILOG)
+@click.version_option(bnfold.__version__, prog_name="bnfold")
+@click.help_option("-h", "--help")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Fold BatchNormalization into the weights around it, and prove that nothing else changed."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(2)
+
+
+@main.command()
+@_source
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    metavar="FILE",
+    type=click.Path(allow_dash=True),
+    help="Where the result goes. [default: MODEL.folded.onnx beside MODEL]",
+)
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--dry-run", is_flag=True, help="Fold and verify, but write nothing.")
+@click.option("--verify/--no-verify", default=True, help="Compare the result with MODEL.  [default: verify]")
+@click.option("-q", "--quiet", is_flag=True, help="No report.")
+@_how
+def optimize(
+    source: str, target: str | None, dry_run: bool, quiet: bool, as_json: bool, verbose: int, **how: Any
+) -> None:
+    """Fold, verify and write MODEL ("-": standard input or output)."""
+    to_stdout = not dry_run and STREAM in ((source, target) if target is None else (target,))
+    if to_stdout and sys.stdout.isatty():
+        raise click.UsageError("the model would go to the terminal; redirect the output, or name a file with -o")
+    report = bnfold.optimize(source, target, dry_run=dry_run, **how)
+    if as_json:
+        from .render import as_json as render
+
+        _print(render(report), err=to_stdout)
+    elif not quiet:
+        from .render.text import optimized
+
+        _print(optimized(report, _page(verbose, err=to_stdout)), err=to_stdout)
+
+
+@main.command()
+@_source
+@_how
+def inspect(source: str, as_json: bool, verbose: int, **how: Any) -> None:
+    """Show what BatchNormalizations MODEL has, which would fold, and why the others stay."""
+    report = bnfold.inspect(source, **how)
+    if as_json:
+        from .render import as_json as render
+
+        _print(render(report))
+    else:
+        from .render.text import inspected
+
+        _print(inspected(report, _page(verbose)))
+
+
+@main.command()
+@click.argument("code", metavar="[CODE]", required=False, type=_Codes([str(r) for r in bnfold.Reason]))
+def explain(code: str | None) -> None:
+    """Explain the reason CODE, or list all of them."""
+    from .render.text import explained, reasons
+
+    _print(reasons(_page()) if code is None else explained(bnfold.Reason(code), _page()))
+
+
+def _page(verbose: int = 0, *, err: bool = False) -> Page:
+    """The terminal, or what takes its place."""
+    from .render.text import Page
+
+    stream = sys.stderr if err else sys.stdout
+    color = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return Page(shutil.get_terminal_size().columns, color, verbose > 0)
+
+
+def _print(text: str, *, err: bool = False) -> None:
+    """Write a report; names that the stream has no characters for are spelled out."""
+    stream = sys.stderr if err else sys.stdout
+    encoding = stream.encoding or "utf-8"
+    try:
+        click.echo(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, color=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _give_up_stdout()
+        why = error.strerror or error
+        raise bnfold.OutputError(f"the standard output: the report cannot be written: {why}") from error
+
+
+def _give_up_stdout() -> None:
+    """Nothing more can be written there, so Python shall not try when it ends."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:  # a stream without a file, as in tests
+        return
+
+
+def _complain(message: str, code: int) -> int:
+    from .render.text import printable
+
+    click.echo(f"error: {printable(' '.join(message.split()))}", err=True)
+    return code
+
+
+def _usage(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context else "bnfold"
+    return f"{error.format_message().rstrip('.')}; see `{command} --help`"
+
+
+def _defect(error: Exception, arguments: Sequence[str]) -> str:
+    system = f"bnfold {bnfold.__version__}, Python {platform.python_version()}, {platform.system()}"
+    return (
+        f"internal error: {type(error).__name__}: {error}; this is a bug of bnfold, please report it with the"
+        f" model, if you can, and this line: `{shlex.join(['bnfold', *arguments])}` ({system});"
+        " -vv shows the traceback"
+    )

@@ -1,0 +1,190 @@
+"""onnxruntime in a process of its own: what it answers, and what its end looks like from outside."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, parser
+
+from bnfold.session import Integers, Lost, Session, Unrunnable, Values, bindings, inputs_of
+
+HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
+SCALED = "g (float[N,2] x) => (float[N,2] y) <float[2] w = {1, 2}> { y = Mul(x, w) }"
+CRASHING = (
+    "g (float[1,2] x) => (float[1,2] y) <float[2] s = {1, 1}, float[2] b = {0, 0}, float[2] m = {0, 0},"
+    " float[2] v = {1, 1}> { y = BatchNormalization(x, s, b, m, v) }"
+)
+
+
+def model(graph: str) -> onnx.ModelProto:
+    return parser.parse_model(f"{HEADER} {graph}")
+
+
+def save(path: Path, graph: str) -> Path:
+    onnx.save(model(graph), path)
+    return path
+
+
+def crashing() -> onnx.ModelProto:
+    """Opset 8, empty names for the unused outputs: onnxruntime 1.31 ends with a segmentation fault."""
+    crash = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 8]> {CRASHING}')
+    crash.graph.node[0].output.extend(["", "", "", ""])
+    return crash
+
+
+def test_runs_a_file_and_a_serialized_model(tmp_path: Path) -> None:
+    x = np.array([[3, 4]], np.float32)
+    with Session() as session:
+        for source in (save(tmp_path / "m.onnx", SCALED), model(SCALED).SerializeToString()):
+            signature = session.open(source)
+            assert (signature.inputs, signature.outputs) == (("x",), ("y",))
+            np.testing.assert_array_equal(session.run({"x": x})["y"], [[3, 8]])
+
+
+def test_initializers_are_replaced_for_one_opening_only(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", SCALED)
+    x = np.ones((1, 2), np.float32)
+    with Session() as session:
+        session.open(path, initializers=[("w", np.array([5, 6], np.float32))])
+        np.testing.assert_array_equal(session.run({"x": x})["y"], [[5, 6]])
+        session.open(path)
+        np.testing.assert_array_equal(session.run({"x": x})["y"], [[1, 2]])
+
+
+def test_external_data_of_a_serialized_model_is_found_in_the_folder(tmp_path: Path) -> None:
+    external = model(SCALED)
+    onnx.save(external, tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0, location="m.data")
+    with Session() as session:
+        session.open((tmp_path / "m.onnx").read_bytes(), folder=tmp_path)
+        np.testing.assert_array_equal(session.run({"x": np.ones((1, 2), np.float32)})["y"], [[1, 2]])
+
+
+@pytest.mark.parametrize("shape", [(), (0, 2), (2, 3)])
+@pytest.mark.parametrize("kind", ["float", "float16", "double", "int64", "uint8", "bool"])
+def test_arrays_cross_the_pipes_unchanged(kind: str, shape: tuple[int, ...]) -> None:
+    dtype = helper.tensor_dtype_to_np_dtype(onnx.TensorProto.DataType.Value(kind.upper()))
+    dims = ",".join(map(str, shape))
+    text = f"g ({kind}[{dims}] x) => ({kind}[{dims}] y) {{ y = Identity(x) }}"
+    x = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+    with Session() as session:
+        session.open(model(text).SerializeToString())
+        y = session.run({"x": x})["y"]
+    assert y.dtype == x.dtype
+    assert y.shape == x.shape
+    np.testing.assert_array_equal(y, x)
+
+
+def test_a_refusal_leaves_the_session_usable(tmp_path: Path) -> None:
+    strange = model("g (float[1] x) => (float[1] y) { y = Relu(x) }")
+    strange.graph.node[0].domain = "some.where"
+    strange.opset_import.append(helper.make_opsetid("some.where", 1))
+    with Session() as session:
+        with pytest.raises(Unrunnable, match=r"some\.where:Relu") as refusal:
+            session.open(strange.SerializeToString())
+        assert "\n" not in str(refusal.value)
+        assert not isinstance(refusal.value, Lost)
+        session.open(save(tmp_path / "m.onnx", SCALED))
+        with pytest.raises(Unrunnable, match="Invalid Feed Input Name|not in"):
+            session.run({"no such input": np.ones((1, 2), np.float32)})
+        session.run({"x": np.ones((1, 2), np.float32)})
+
+
+def test_running_before_opening_is_refused() -> None:
+    with Session() as session, pytest.raises(Unrunnable, match="no model is open"):
+        session.run({})
+
+
+def test_a_crash_is_an_error_here_and_the_next_model_gets_a_new_process(tmp_path: Path) -> None:
+    with Session() as session:
+        with pytest.raises(Lost, match="onnxruntime crashed"):
+            session.open(crashing().SerializeToString())
+            session.run({"x": np.ones((1, 2), np.float32)})
+        session.open(save(tmp_path / "m.onnx", SCALED))
+
+
+def test_a_model_that_does_not_end_is_given_up() -> None:
+    endless = (
+        "g (float[1] x) => (float[1] y) { go = Constant<value = bool {1}>()"
+        "  n = Constant<value = int64 {9000000000000000000}>()"
+        "  y = Loop(n, go, x) <body = b (int64 i, bool c, float[1] a) => (bool d, float[1] e)"
+        " { d = Identity(c)  e = Identity(a) }> }"
+    )
+    start = time.monotonic()
+    with Session(timeout=2.0) as session:
+        session.open(model(endless).SerializeToString())
+        with pytest.raises(Lost, match="no answer within 2 s"):
+            session.run({"x": np.ones(1, np.float32)})
+    assert time.monotonic() - start < 20  # seconds: it was ended, not waited for
+
+
+def test_it_needs_no_main_guard_and_the_working_folder_cannot_shadow_modules(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise RuntimeError('shadowed')")
+    (tmp_path / "script").mkdir()
+    script = tmp_path / "script" / "plain.py"
+    save(tmp_path / "m.onnx", SCALED)
+    script.write_text(
+        "import sys, pathlib, numpy\n"
+        "from bnfold.session import Session\n"
+        "session = Session()\n"
+        f"session.open(pathlib.Path({str(tmp_path / 'm.onnx')!r}))\n"
+        "print(session.run({'x': numpy.ones((1, 2), numpy.float32)})['y'].tolist())\n"
+        "session.close()\n"
+        "assert 'onnxruntime' not in sys.modules\n"
+    )
+    root = str(Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("[[1.0, 2.0]]\n", "")
+
+
+def test_free_sizes_differ_from_each_other_and_from_the_weights() -> None:
+    network = model(
+        "g (float[N,3,H,W] x, float[N,H] z) => (float[N,37,H,W] y)"
+        " <float[37,3,1,1] w> { y = Conv(x, w) }"
+    )
+    network.graph.initializer.append(helper.make_tensor("w", 1, [37, 3, 1, 1], np.zeros(111)))
+    first, second = islice(bindings(network), 2)
+    assert first.batch == {"N"}
+    assert len(set(first.sizes.values()) | {37, 3}) == 4
+    assert all(size % 32 == 0 for size in second.sizes.values())
+    fed = first.feed(np.random.default_rng(0), 2, Values.NORMAL)
+    assert fed["x"].shape == (2, 3, first.sizes["H"], first.sizes["W"])
+    assert fed["z"].shape == (2, first.sizes["H"])
+
+
+def test_unknown_rank_and_channels_are_read_off_the_weight() -> None:
+    network = model("g (float[] x) => (float[] y) <float[4,3,5,5] w> { y = Conv<group = 2>(x, w) }")
+    network.graph.input[0].type.tensor_type.ClearField("shape")
+    network.graph.initializer.append(helper.make_tensor("w", 1, [4, 3, 5, 5], np.zeros(300)))
+    first = next(bindings(network))
+    assert first.feed(np.random.default_rng(0), 1, Values.WIDE)["x"].shape[:2] == (1, 6)
+    assert first.feed(np.random.default_rng(0), 1, Values.WIDE)["x"].ndim == 4
+
+
+def test_integers_are_small_and_overridable_inputs_are_not_fed() -> None:
+    lookup = model("g (int64[N] i, float[9,2] w) => (float[N,2] y) <float[9,2] w> { y = Gather(w, i) }")
+    lookup.graph.initializer.append(helper.make_tensor("w", 1, [9, 2], np.zeros(18)))
+    assert [i.name for i in inputs_of(lookup)] == ["i"]
+    every = list(bindings(lookup))
+    drawn = every[0].feed(np.random.default_rng(0), 100, Values.NORMAL)["i"]
+    assert set(drawn.tolist()) == {0, 1, 2}
+    assert {b.integers for b in every} == set(Integers)
+
+
+def test_strings_cannot_be_fed() -> None:
+    with pytest.raises(Unrunnable, match="'s' has elements of type string"):
+        inputs_of(model("g (string[1] s) => (string[1] y) { y = Identity(s) }"))
