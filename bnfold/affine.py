@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +59,7 @@ class Affine:
             axis: Their axis; None if both are scalars.
         """
         scale, shift = scale or _ONE, shift or _ZERO
-        if axis is None or (scale.is_uniform() and shift.is_uniform()):
+        if axis is None or (_is_uniform(scale) and _is_uniform(shift)):
             return cls(_first(scale), _first(shift), None)
         shape = scale.shape or shift.shape
         return cls(scale.broadcast_to(shape), shift.broadcast_to(shape), axis)
@@ -70,12 +69,12 @@ class Affine:
         """C; None for scalars."""
         return None if self.axis is None else self.scale.shape[0]
 
-    @cached_property
+    @property
     def has_scale(self) -> bool:
         """Whether any scale differs from 1."""
         return not self.scale.equals(1.0)
 
-    @cached_property
+    @property
     def has_shift(self) -> bool:
         """Whether any shift differs from 0."""
         return not self.shift.equals(0.0)
@@ -85,15 +84,15 @@ class Affine:
         """Whether it changes nothing, exactly."""
         return not self.has_scale and not self.has_shift
 
-    @cached_property
+    @property
     def is_positive(self) -> bool:
         """Whether every scale is above 0."""
-        return bool(np.all(self.scale.hi > 0.0))
+        return bool((self.scale.hi > 0.0).all())
 
-    @cached_property
+    @property
     def is_invertible(self) -> bool:
         """Whether no scale is 0."""
-        return bool(np.all(self.scale.hi != 0.0))
+        return bool(self.scale.hi.all())
 
     def meets(self, other: Affine) -> bool:
         """Whether the two lie on the same axis (a scalar lies on every axis)."""
@@ -192,6 +191,10 @@ def join(parts: Sequence[Affine], sizes: Sequence[int], axis: int) -> Affine:
 def identity() -> Affine:
     """y = x."""
     return Affine(_ONE, _ZERO, None)
+
+
+def _is_uniform(numbers: DoubleDouble) -> bool:
+    return not numbers.shape or numbers.is_uniform()
 
 
 def _first(numbers: DoubleDouble) -> DoubleDouble:

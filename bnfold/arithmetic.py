@@ -14,17 +14,23 @@ import onnx_ir as ir
 from .affine import Affine, Elementwise
 from .double_double import DoubleDouble
 from .facts import Op
-from .moves import Answer, Move, Pull, Push, need, need_on, need_positive, pull_scale, push_scale
+from .moves import Answer, Move, Pull, Push, need, need_positive, pull_scale, push_scale
 from .report import Declined, Reason
 
 _ONE = DoubleDouble.of(1.0)
+
+
+def _out_rank(op: Op) -> int:
+    """The rank of an elementwise result: that of its largest operand."""
+    known = op.facts.rank(op.node.outputs[0])
+    return max(op.need_rank(i) for i in range(len(op.node.inputs))) if known is None else known
 
 
 def _operand(op: Op, i: int, affine: Affine) -> Affine | Elementwise | None:
     """The affine behind an elementwise operator as one on its operand i; None where that is broadcast."""
     if affine.axis is None:
         return affine
-    out_rank, rank = op.need_out_rank(), op.need_rank(i)
+    out_rank, rank = _out_rank(op), op.need_rank(i)
     offset = op.operand_offset(i, rank, out_rank)
     axis = -1 if offset is None else affine.axis - offset
     if 0 <= axis < rank and (op.need_dim(i, axis) == affine.channels or affine.channels == 1):
@@ -50,7 +56,7 @@ def _result(op: Op, i: int, affine: Affine) -> Affine:
     """An affine on operand i as one behind the operator."""
     if affine.axis is None:
         return affine
-    offset = op.operand_offset(i, op.need_rank(i), op.need_out_rank())
+    offset = op.operand_offset(i, op.need_rank(i), _out_rank(op))
     need(
         offset is not None, Reason.AXIS, f"operand {i} of {op.type} {op.name!r} is not aligned to the result"
     )
@@ -197,8 +203,7 @@ def _pad_number(op: Op) -> DoubleDouble:
 def _pad(op: Op, affine: Affine, image: Affine) -> Move:
     """Pad passes an affine if its own axis is not padded and the padding has one image for all channels."""
     pads = _pads(op)
-    free = tuple(a for a in range(op.need_out_rank()) if a not in pads) if affine.axis is not None else ()
-    need_on(op, affine, *free)
+    need(affine.axis not in pads, Reason.AXIS, f"Pad {op.name!r} pads axis {affine.axis}")
     if op.text("mode", "constant") != "constant" or not pads:
         return Move()
     number = _pad_number(op)

@@ -10,7 +10,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -35,11 +35,10 @@ Completion: eval "$(_BNFOLD_COMPLETE=bash_source bnfold)"; zsh_source and fish_s
 class _Program(click.Group):
     """The one place where errors become lines and exit codes."""
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *_: Any, **extra: Any) -> NoReturn:
         arguments = sys.argv[1:] if args is None else list(args)
-        extra["standalone_mode"] = False
         try:
-            code = super().main(arguments, "bnfold", **extra)
+            code = super().main(arguments, **extra | {"prog_name": "bnfold", "standalone_mode": False})
         except click.ClickException as error:
             code = _complain(_usage(error), error.exit_code)
         except click.Abort:
@@ -75,23 +74,31 @@ def _source(command: Command) -> Command:
 def _how(command: Command) -> Command:
     """The options that `optimize` and `inspect` share."""
     for option in (
-        click.option("-v", "--verbose", count=True, help="Every decision; twice: tracebacks, too."),
-        click.option("--json", "as_json", is_flag=True, help="The report as JSON."),
+        click.option("-v", "--verbose", count=True, help="Report every decision; -vv: tracebacks as well."),
+        click.option("--json", "as_json", is_flag=True, help="Report as JSON."),
         click.option("--inline-functions", is_flag=True, help="Inline local functions first."),
         click.option(
             "--freeze-initializers",
             is_flag=True,
-            help="Make initializers that are also inputs constants; they leave the inputs.",
+            help="Make initializers that are also inputs constants: they leave the model's inputs.",
         ),
-        click.option("--only", type=click.Choice(["batchnorm"]), help="Fold only runs that have one."),
+        click.option(
+            "--only",
+            type=click.Choice(["batchnorm"]),
+            help="Fold no multiplication or addition that does not belong to a BatchNormalization.",
+        ),
     ):
         command = option(command)
     return command
 
 
-@click.group(cls=_Program, invoke_without_command=True, epilog=_EPILOG)
+@click.group(
+    cls=_Program,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_EPILOG,
+)
 @click.version_option(bnfold.__version__, prog_name="bnfold")
-@click.help_option("-h", "--help")
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """Fold BatchNormalization into the weights around it, and prove that nothing else changed."""
@@ -108,20 +115,23 @@ def main(ctx: click.Context) -> None:
     "target",
     metavar="FILE",
     type=click.Path(allow_dash=True),
-    help="Where the result goes. [default: MODEL.folded.onnx beside MODEL]",
+    help="Where the result goes.  [default: beside MODEL, as NAME.folded.onnx]",
 )
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @click.option("--dry-run", is_flag=True, help="Fold and verify, but write nothing.")
-@click.option("--verify/--no-verify", default=True, help="Compare the result with MODEL.  [default: verify]")
+@click.option("--verify/--no-verify", default=True, help="Run both and compare.  [default: verify]")
 @click.option("-q", "--quiet", is_flag=True, help="No report.")
 @_how
 def optimize(
     source: str, target: str | None, dry_run: bool, quiet: bool, as_json: bool, verbose: int, **how: Any
 ) -> None:
-    """Fold, verify and write MODEL ("-": standard input or output)."""
+    """Fold and verify MODEL, and write the result.
+
+    MODEL and FILE may be "-", the standard input and output.
+    """
     to_stdout = not dry_run and STREAM in ((source, target) if target is None else (target,))
     if to_stdout and sys.stdout.isatty():
-        raise click.UsageError("the model would go to the terminal; redirect the output, or name a file with -o")
+        raise click.UsageError("the model would go to the terminal; redirect it, or name a file with -o")
     report = bnfold.optimize(source, target, dry_run=dry_run, **how)
     if as_json:
         from .render import as_json as render
@@ -137,7 +147,10 @@ def optimize(
 @_source
 @_how
 def inspect(source: str, as_json: bool, verbose: int, **how: Any) -> None:
-    """Show what BatchNormalizations MODEL has, which would fold, and why the others stay."""
+    """Show which BatchNormalizations would fold.
+
+    Also what is stored in each, and why those that stay do. Nothing is written.
+    """
     report = bnfold.inspect(source, **how)
     if as_json:
         from .render import as_json as render
@@ -155,7 +168,8 @@ def explain(code: str | None) -> None:
     """Explain the reason CODE, or list all of them."""
     from .render.text import explained, reasons
 
-    _print(reasons(_page()) if code is None else explained(bnfold.Reason(code), _page()))
+    text = "\n\n".join(explained(reason, _page()) for reason in bnfold.Reason if reason == code)
+    _print(text or reasons(_page()))
 
 
 def _page(verbose: int = 0, *, err: bool = False) -> Page:

@@ -6,9 +6,10 @@ stored numbers. So a weight that takes two folds is still rounded once, when it 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -18,6 +19,8 @@ from .double_double import BFLOAT16, F64, DoubleDouble, narrow
 from .report import Declined, Reason
 
 FLOATS = frozenset(np.dtype(t) for t in (np.float16, BFLOAT16, np.float32, np.float64))
+
+_Numbers = TypeVar("_Numbers", NDArray[Any], DoubleDouble)
 
 _TINY = {np.dtype(np.float16): float(np.finfo(np.float16).tiny)}
 # A float64 product of the weight and the leading half of its scale is within 2**-51 of the exact one.
@@ -48,7 +51,7 @@ class Constant:
     def dtype(self) -> np.dtype[Any]:
         return self.base.dtype
 
-    @cached_property
+    @property
     def shape(self) -> tuple[int, ...]:
         if self.scale is None and self.shift is None:
             return self.base.shape
@@ -78,22 +81,33 @@ class Constant:
             numbers = numbers + self.shift
         return numbers
 
+    @np.errstate(all="ignore")  # underflow is a correct rounding; the rest was checked
     def rounded(self) -> NDArray[Any]:
         """Its numbers, each the correctly rounded exact value."""
         if self.scale is None and self.shift is None:
             return self.base
+        result = np.empty(self.shape, self.dtype)
+        for rows, part in self._parts():
+            result[rows] = part._round()
+        return result
+
+    def _parts(self) -> Iterator[tuple[slice | tuple[()], Constant]]:
+        """Blocks of rows that fit into the cache, whatever the size of the whole."""
+        shape, size = self.shape, math.prod(self.shape)
+        if size <= _BLOCK:
+            yield (), self
+            return
+        step = max(1, _BLOCK * shape[0] // size)
+        for first in range(0, shape[0], step):
+            rows = slice(first, first + step)
+            scale = None if self.scale is None else _rows(self.scale, rows, shape)
+            shift = None if self.shift is None else _rows(self.shift, rows, shape)
+            yield rows, Constant(_rows(self.base, rows, shape), scale, shift)
+
+    def _round(self) -> NDArray[Any]:
         if self.scale is None or self.shift is not None or self.dtype == np.float64:
             return self.exact().round(self.dtype)
-        base, scale = np.broadcast_arrays(self.base, self.scale.hi, subok=False)[0], self.scale
-        result = np.empty(self.shape, self.dtype)
-        if not result.size:
-            return result
-        rows = base.reshape(1) if base.ndim == 0 else base
-        step = max(1, _BLOCK * len(rows) // result.size)
-        for i in range(0, len(rows), step):
-            part = scale if not scale.shape or scale.shape[0] == 1 else scale[i : i + step]
-            result.reshape(rows.shape)[i : i + step] = _scaled(rows[i : i + step], part)
-        return result
+        return _scaled(np.broadcast_to(self.base, self.shape), self.scale)
 
     def check(self, name: str) -> None:
         """Raise `Declined` if the rounded numbers would not be fit to take the place of the exact ones.
@@ -103,10 +117,13 @@ class Constant:
         """
         if self.shift is None:
             self._check_scaled(name)
-        elif not np.isfinite(self.base.astype(np.float64)).all() or not self.exact().is_finite():
-            raise Declined(Reason.NOT_FINITE, f"{name} holds NaN or infinity")
-        elif not np.isfinite(self.rounded().astype(np.float64)).all():
-            raise Declined(Reason.OVERFLOW, f"{name} would exceed the range of {self.dtype}")
+            return
+        for _, part in self._parts():
+            exact = part.exact()
+            if not exact.is_finite():
+                raise Declined(Reason.NOT_FINITE, f"{name} holds NaN or infinity")
+            if not np.isfinite(exact.round(self.dtype).astype(np.float64)).all():
+                raise Declined(Reason.OVERFLOW, f"{name} would exceed the range of {self.dtype}")
 
     def _check_scaled(self, name: str) -> None:
         """The same from the largest magnitude per scale, without computing the products."""
@@ -127,6 +144,12 @@ class Constant:
             raise Declined(
                 Reason.UNDERFLOW, f"a channel of {name} would be at most {least:.3g} in {self.dtype}"
             )
+
+
+def _rows(numbers: _Numbers, rows: slice, shape: tuple[int, ...]) -> _Numbers:
+    """These rows of numbers that broadcast to the shape."""
+    per_row = len(numbers.shape) == len(shape) and numbers.shape[0] > 1
+    return numbers[rows] if per_row else numbers
 
 
 def _magnitude(base: NDArray[Any], shape: tuple[int, ...]) -> F64:

@@ -38,7 +38,7 @@ class DoubleDouble:
     def of(cls, value: ArrayLike) -> DoubleDouble:
         """The numbers of any floating or integer array below 2**53, exactly."""
         hi = np.asarray(value).astype(np.float64)
-        return cls(hi, np.zeros_like(hi))
+        return cls(hi, np.zeros(hi.shape))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -114,15 +114,15 @@ class DoubleDouble:
 
     def equals(self, value: float) -> bool:
         """Whether every number is exactly `value`."""
-        return bool(np.all(self.hi == value) and np.all(self.lo == 0.0))
+        return bool((self.hi == value).all()) and not self.lo.any()
 
     def is_uniform(self) -> bool:
-        """Whether all numbers are the same."""
+        """Whether all numbers are the same, and there are any."""
         return self.hi.size > 0 and self.same(self[(0,) * self.hi.ndim])
 
     def same(self, other: DoubleDouble) -> bool:
         """Whether all numbers agree with those of `other`."""
-        return bool(np.all(self.hi == other.hi) and np.all(self.lo == other.lo))
+        return bool((self.hi == other.hi).all()) and bool((self.lo == other.lo).all())
 
     def is_finite(self) -> bool:
         """Whether no number is NaN or infinite."""

@@ -148,7 +148,8 @@ class Writer:
         name, kind, shape = result.name, result.type, result.shape
         self._remove_site(keep)
         end.name = name
-        end.type, end.shape = kind or end.type, shape or end.shape
+        self.facts.keep(end)
+        end.type, end.shape = kind, shape  # part of the interface, where it is an output
 
     def _remove_site(self, keep: ir.Node | None = None) -> None:
         """Take the run out, last node first, with the constants that nothing needs any more."""

@@ -32,6 +32,7 @@ class Facts:
         self.model = model
         self._constants: dict[ir.Value, Constant | Declined | None] = {}
         self._inferred: dict[ir.Value, Inferred] | None = None
+        self._noted: dict[ir.Value, tuple[np.dtype[Any] | None, tuple[Dim, ...]]] = {}
         # Some old writers leave the initializers out of the inputs all the same; then so do we.
         self.lists_initializers = model.ir_version < 4 and all(
             v.is_graph_input() for v in model.graph.initializers.values()
@@ -169,8 +170,16 @@ class Facts:
     def liken(self, new: ir.Value, old: ir.Value) -> None:
         """Note that a value that a fold made has the dtype and shape of another one."""
         new.type, new.shape = old.type, old.shape
+        if old in self._noted:
+            self._noted[new] = self._noted[old]
         if self._inferred is not None and old in self._inferred:
             self._inferred[new] = self._inferred[old]
+
+    def keep(self, value: ir.Value) -> None:
+        """Remember what the value states of its shape, which it is about to lose."""
+        stated = self._stated_shape(value)
+        if stated is not None:
+            self._noted[value] = None if value.type is None else self.dtype(value), stated
 
     def _stated_shape(self, value: ir.Value) -> tuple[Dim, ...] | None:
         """The shape that needs no inference."""
@@ -180,9 +189,18 @@ class Facts:
         return known.shape if isinstance(known, Constant) else None
 
     def _infer(self, value: ir.Value) -> Inferred:
+        """What is known beyond what the file states of the value."""
         if self._inferred is None:
             self._inferred = infer_types(self.model)
-        return self._inferred.get(value, (None, None))
+        dtype, sizes = self._inferred.get(value, (None, None))
+        if value not in self._noted:
+            return dtype, sizes
+        noted, kept = self._noted[value]
+        if sizes is not None and len(sizes) == len(kept):
+            kept = tuple(
+                k if isinstance(k, int) or i is None else i for k, i in zip(kept, sizes, strict=True)
+            )
+        return noted or dtype, kept
 
     # Nodes
 

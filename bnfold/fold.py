@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import onnx_ir as ir
 
 from .edit import Names, Writer
@@ -18,6 +19,7 @@ from .report import Counts, Decision, Declined, FoldReport, Outcome
 from .sources import Site, sites
 
 
+@np.errstate(all="ignore")  # what is not finite is found where it matters, with its name
 def fold(
     model: ir.Model,
     *,
@@ -93,6 +95,8 @@ class _Folder:
         self.only = only
         self.facts = Facts(model)
         self.names = Names(self.facts)
+        # What a nameless node is called changes when its output is renamed; reports speak of the original.
+        self.labels = {n: (label(n), _first_output(n)) for s in self.facts.scopes for n in s.graph}
         self.decisions: dict[ir.Node, Decision] = {}  # by the first node of the run
         self.created: dict[
             ir.Node, ir.Node
@@ -140,11 +144,13 @@ class _Folder:
             self.decisions[owner] = replace(
                 decision,
                 outcome=found.outcome,
-                into=found.into,
+                into=tuple(dict.fromkeys(self._label(node) for node, _ in found.constants)),
                 reason=None,
                 detail=_precision(self.facts, found),
             )
         added = Writer(self.facts, self.names, scope, found).write()
+        if found.batchnorm is not None:
+            added.append(found.batchnorm)
         self.created |= dict.fromkeys(added, owner or self.created[site.nodes[0]])
         return True
 
@@ -162,9 +168,9 @@ class _Folder:
                 owners[owner] = old
         decision = Decision(
             graph=scope.path,
-            nodes=tuple(label(n) for n in site.nodes if n not in self.created),
+            nodes=tuple(self._label(n) for n in site.nodes if n not in self.created),
             op_types=tuple(n.op_type for n in site.nodes if n not in self.created),
-            value=site.result.name or "",
+            value=self.labels.get(site.nodes[-1], ("", site.result.name or ""))[1],
             channels=None if site.affine is None else site.affine.channels,
             outcome=Outcome.KEPT,
         )
@@ -176,9 +182,16 @@ class _Folder:
         old = owners[first]
         return first, old if old is not None and old.outcome is Outcome.MERGED else decision
 
+    def _label(self, node: ir.Node) -> str:
+        return self.labels[node][0] if node in self.labels else label(node)
+
     def _left(self, owner: ir.Node) -> tuple[str, ...]:
         """The operators that a fold put in and that are still there."""
         return tuple(n.op_type for n, o in self.created.items() if o is owner and n.graph is not None)
+
+
+def _first_output(node: ir.Node) -> str:
+    return (node.outputs[0].name if node.outputs else None) or ""
 
 
 def _precision(facts: Facts, plan: Plan) -> str:

@@ -87,11 +87,6 @@ class Plan:
     merged: tuple[Term, ...] = ()
 
     @property
-    def into(self) -> tuple[str, ...]:
-        """The nodes that take the affine."""
-        return tuple(dict.fromkeys(label(node) for node, _ in self.constants))
-
-    @property
     def gain(self) -> Gain:
         """What the plan changes in the measure."""
         run = self.site.nodes

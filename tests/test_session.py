@@ -92,7 +92,7 @@ def test_a_refusal_leaves_the_session_usable(tmp_path: Path) -> None:
         assert "\n" not in str(refusal.value)
         assert not isinstance(refusal.value, Lost)
         session.open(save(tmp_path / "m.onnx", SCALED))
-        with pytest.raises(Unrunnable, match="Invalid Feed Input Name|not in"):
+        with pytest.raises(Unrunnable, match="no such input"):
             session.run({"no such input": np.ones((1, 2), np.float32)})
         session.run({"x": np.ones((1, 2), np.float32)})
 

@@ -27,18 +27,18 @@ _NARROWEST, _WIDEST = 40, 100
 _SCREENFUL = 20  # lines of a table; what is longer is grouped
 _EXAMPLES = 2
 
+# As others call it: "backward" is into the nodes before, "forward" into the nodes after.
 _FATES = {
-    Outcome.PULLED: "folds into the nodes before it",
-    Outcome.PUSHED: "folds into the nodes after it",
-    Outcome.REMOVED: "is the identity: goes",
-    Outcome.MERGED: "takes its neighbours in",
-    Outcome.KEPT: "stays",
+    Outcome.PULLED: "folds backward",
+    Outcome.PUSHED: "folds forward",
+    Outcome.REMOVED: "goes: identity",
+    Outcome.MERGED: "is merged",
 }
 _WAYS = {
-    Outcome.PULLED: "into the nodes before",
-    Outcome.PUSHED: "into the nodes after",
+    Outcome.PULLED: "backward (into the nodes before)",
+    Outcome.PUSHED: "forward (into the nodes after)",
     Outcome.REMOVED: "removed (the identity)",
-    Outcome.MERGED: "merged with a neighbour",
+    Outcome.MERGED: "merged with neighbours",
 }
 
 
@@ -79,7 +79,7 @@ def optimized(report: OptimizeReport, page: Page) -> str:
     lines = [page.paint(line, _Ink.BOLD) for line in page.prose(_headline(report))]
     fold = report.fold
     if fold.modified:
-        lines += ["", *_counts(fold.before, fold.after), "", *page.prose(_ways(fold.decisions))]
+        lines += ["", *_counts(fold.before, fold.after, page), "", *page.prose(_ways(fold.decisions))]
     lines += _stays(fold.decisions, page)
     if page.verbose and fold.decisions:
         lines += ["", "Every decision:", *_each(fold.decisions, page)]
@@ -138,14 +138,14 @@ def _headline(report: OptimizeReport) -> str:
     return f"{source}: {gone} of {_many(total, 'BatchNormalization')} folded{also}"
 
 
-def _counts(before: Counts, after: Counts) -> Iterator[str]:
+def _counts(before: Counts, after: Counts, page: Page) -> Iterator[str]:
     rows = [
-        ("BatchNormalization", before.batchnorms, after.batchnorms),
-        ("Mul, Add, ... by constant", before.affines, after.affines),
-        ("all nodes", before.nodes, after.nodes),
+        ("nodes", "before", "after"),
+        ("BatchNormalization", str(before.batchnorms), str(after.batchnorms)),
+        ("Mul, Add, ... by a constant", str(before.affines), str(after.affines)),
+        ("all", str(before.nodes), str(after.nodes)),
     ]
-    yield f"  {'nodes':25} {'before':>7} {'after':>7}"
-    yield from (f"  {name:25} {old:7} {new:7}" for name, old, new in rows)
+    yield from _table(rows, "<>>", page)
 
 
 def _ways(decisions: Iterable[Decision]) -> str:
@@ -174,7 +174,7 @@ def _stays(decisions: Sequence[Decision], page: Page) -> Iterator[str]:
         yield from page.prose(reason.sentence, 10)
         yield from page.prose(reason.remedy, 10)
         for decision in group[:_EXAMPLES]:
-            yield from page.prose(f"- {_place(decision)}: {printable(decision.detail)}", 10)
+            yield from page.prose(f"- at {_place(decision)}: {printable(decision.detail)}", 10)
         if len(group) > _EXAMPLES:
             yield from page.prose(f"- and {len(group) - _EXAMPLES} more", 10)
     if others:
@@ -207,7 +207,7 @@ def _each(decisions: Iterable[Decision], page: Page) -> Iterator[str]:
 def _proof(report: OptimizeReport, page: Page) -> list[str]:
     check = report.check
     if not report.fold.modified:
-        return page.prose("Verified: nothing was changed, so there was nothing to compare.")
+        return page.prose("Not verified: nothing was changed, so there is nothing to compare.")
     if check is None:
         return page.prose("Not verified, as asked.")
     first, *rest = page.prose("Verified: " + _ratio(check))
@@ -261,17 +261,18 @@ def _statistics(facts: BatchNormFacts) -> str:
 
 
 def _fate(decision: Decision) -> str:
-    return f"stays: {decision.reason}" if decision.outcome is Outcome.KEPT else _FATES[decision.outcome]
+    return _FATES.get(decision.outcome, f"stays: {decision.reason}")
 
 
 def _listed(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
     """One line each."""
-    rows = [("BatchNormalization", "channels", "params/trained", "statistics", "what would happen")]
+    rows: list[tuple[str, ...]] = [
+        ("BatchNormalization", "channels", "parameters", "trained", "statistics", "outcome")
+    ]
     for b in found:
-        size = "?" if b.channels is None else str(b.channels)
-        numbers = "?" if b.parameters is None else f"{b.parameters}/{b.trained}"
-        rows.append((_named(b.decision.graph, b.node), size, numbers, _statistics(b), _fate(b.decision)))
-    yield from _table(rows, page)
+        sizes = ("?" if n is None else str(n) for n in (b.channels, b.parameters, b.trained))
+        rows.append((_row_name(b), *sizes, _statistics(b), _fate(b.decision)))
+    yield from _table(rows, "<>>><<", page)
 
 
 def _grouped(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
@@ -280,25 +281,35 @@ def _grouped(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
     for b in found:
         kind = "some dead" if b.dead and not b.non_finite and not b.untouched else _statistics(b)
         groups.setdefault((kind, _fate(b.decision)), []).append(b)
-    rows = [("for example", "how many", "channels", "statistics", "what would happen")]
+    rows = [("for example", "how many", "channels", "statistics", "outcome")]
     for (kind, fate), group in groups.items():
         sizes = sorted({b.channels for b in group if b.channels is not None})
         span = "?" if not sizes else f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
-        rows.append((_named(group[0].decision.graph, group[0].node), str(len(group)), span, kind, fate))
-    yield from _table(rows, page)
+        rows.append((_row_name(group[0]), str(len(group)), span, kind, fate))
+    yield from _table(rows, "<>><<", page)
     yield ""
     yield "-v lists each of them."
 
 
-def _table(rows: Sequence[Sequence[str]], page: Page) -> Iterator[str]:
-    """Columns; the first one gives way, in the middle of its names, when the page is narrow."""
+def _row_name(facts: BatchNormFacts) -> str:
+    """The name in a table of nothing but BatchNormalizations, which exporters like to repeat in it."""
+    return _named(facts.decision.graph, facts.node.removesuffix("/BatchNormalization") or facts.node)
+
+
+def _table(rows: Sequence[Sequence[str]], aligned: str, page: Page) -> Iterator[str]:
+    """Columns; the first gives way, in the middle of its names, on a narrow page.
+
+    Args:
+        rows: The cells; the head comes first.
+        aligned: "<" or ">" per column.
+        page: Where it goes.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    room = page.width - 2 - sum(w + 2 for w in widths[1:])
+    room = page.width - 2 - sum(width + 2 for width in widths[1:])
     widths[0] = min(widths[0], max(room, 12))
     for first, *others in rows:
-        cells = (_shortened(first, widths[0]), *others)
-        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        yield f"  {line}".rstrip()
+        cells = zip((_shortened(first, widths[0]), *others), aligned, widths, strict=True)
+        yield ("  " + "  ".join(f"{cell:{side}{width}}" for cell, side, width in cells)).rstrip()
 
 
 def _shortened(name: str, width: int) -> str:

@@ -1,0 +1,175 @@
+"""What `import bnfold` offers, what it costs, and which module may import which."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bnfold
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "bnfold"
+FIXTURE = ROOT / "fixtures" / "digits.onnx"
+
+# A module imports only what stands in a line above its own.
+LAYERS = """
+errors report double_double shapes session wire
+affine nodes origin wellformed verify
+constants chains write
+facts model
+moves sources
+arithmetic carriers selections sinks
+rules
+plan
+edit
+fold
+optimize
+__init__
+render render.text render.reasons
+cli
+__main__
+"""
+
+# Each outside package that is slow to import or somebody else's, and who may know it.
+GUESTS = {
+    "onnxruntime": {"session"},
+    "torch": set[str](),
+    "click": {"cli"},
+    "rich": {"cli", "render", "render.text"},
+}
+# The checker shares nothing with what it checks.
+FOLDING = {"affine", "double_double", "facts", "fold", "moves", "plan", "rules", "sources"}
+CHECKING = {"session", "verify"}
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def imports(name: str, tree: ast.Module) -> set[str]:
+    """What a module imports anywhere in it: our modules as `.name`, other packages as `name`."""
+    known = set(modules())
+    inside = name.split(".")[:-1] if name != "render" else ["render"]
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                package = alias.name.split(".")[0]
+                found.add(".__init__" if package == "bnfold" else package)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(str(node.module).split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = inside[: len(inside) - node.level + 1]
+            path = [*base, *([node.module] if node.module else [])]
+            submodules = {".".join([*path, alias.name]) for alias in node.names} & known
+            found |= {f".{submodule}" for submodule in submodules} or {"." + ".".join(path)}
+    return found
+
+
+def late_homes() -> dict[str, str]:
+    """Name and module of what `__init__` shows to type checkers."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    return {
+        alias.name: str(node.module)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def python(code: str) -> str:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+class TestNames:
+    def test_the_public_names(self) -> None:
+        expected = """load fold inspect optimize save as_dict FoldPass OptimizeReport InspectReport FoldReport
+        Decision Outcome Reason Counts BatchNormFacts CheckReport OutputCheck Verdict BnfoldError InputError
+        OutputError NotEquivalent Undecided"""
+        assert bnfold.__all__ == expected.split()
+
+    @pytest.mark.parametrize("name", bnfold.__all__)
+    def test_each_is_there(self, name: str) -> None:
+        assert callable(getattr(bnfold, name))
+        assert name in dir(bnfold)
+
+    def test_late_imports_are_what_type_checkers_see(self) -> None:
+        assert late_homes() == bnfold._HOMES
+
+    def test_an_unknown_name(self) -> None:
+        with pytest.raises(AttributeError, match="'bnfold' has no attribute 'folded'"):
+            bnfold.folded  # type: ignore[attr-defined]  # noqa: B018  # that is the point
+
+    @pytest.mark.parametrize("first", ["import bnfold.fold, bnfold.optimize", "from bnfold.fold import fold"])
+    def test_functions_win_over_modules_of_their_name(self, first: str) -> None:
+        """Python would bind `bnfold.fold` to the module once anything has imported that."""
+        text = python(f"{first}\nimport bnfold\nprint(bnfold.fold.__name__, bnfold.optimize.__name__)")
+        assert text == "fold optimize\n"
+
+
+class TestWhatIsLoaded:
+    def test_import(self) -> None:
+        loaded = python("import bnfold, sys; print(*sys.modules)").split()
+        assert not {"numpy", "onnx", "onnx_ir", "onnxruntime", "click", "rich"} & set(loaded)
+
+    @pytest.mark.parametrize("arguments", ["['--help']", "['optimize', '--help']", "['explain', 'BNF101']"])
+    def test_help(self, arguments: str) -> None:
+        loaded = python(MAIN.format(arguments)).splitlines()[-1].split()
+        assert "bnfold.cli" in loaded
+        assert not {"numpy", "onnx", "onnx_ir", "onnxruntime", "rich"} & set(loaded)
+
+    def test_optimize(self) -> None:
+        """onnxruntime is loaded as well, but by the process that the check starts."""
+        loaded = python(MAIN.format(["optimize", str(FIXTURE), "--dry-run"])).splitlines()[-1].split()
+        assert "onnx_ir" in loaded
+        assert not {"torch", "onnxruntime", "rich"} & set(loaded)
+
+
+MAIN = """
+import sys
+from bnfold.cli import main
+try:
+    main({0})
+except SystemExit as end:
+    assert not end.code, end.code
+print(*sys.modules)
+"""
+
+
+class TestArrows:
+    def test_every_module_has_its_layer(self) -> None:
+        assert sorted(LAYERS.split()) == sorted(modules()), "say in LAYERS where a new module belongs"
+
+    def test_imports_go_one_way(self) -> None:
+        level = {name: i for i, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
+        wrong = [
+            f"{name} imports {other[1:]}"
+            for name, tree in modules().items()
+            for other in imports(name, tree)
+            if other.startswith(".") and level[other[1:]] >= level[name]
+        ]
+        assert not [w for w in wrong if w not in {"render.text imports render", "render.reasons imports render"}]
+
+    @pytest.mark.parametrize("guest", GUESTS)
+    def test_guests_stay_where_they_are_known(self, guest: str) -> None:
+        hosts = {name for name, tree in modules().items() if guest in imports(name, tree)}
+        assert hosts <= GUESTS[guest]
+
+    def test_the_checker_shares_nothing_with_the_fold(self) -> None:
+        for name in CHECKING:
+            assert not {f".{other}" for other in FOLDING} & imports(name, modules()[name])
+
+    def test_the_command_line_uses_public_names_only(self) -> None:
+        own = {other for other in imports("cli", modules()["cli"]) if other.startswith(".")}
+        assert own <= {".__init__", ".render", ".render.text"}
