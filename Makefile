@@ -12,7 +12,7 @@ $(PYTHON) -m venv $(1)
 $(1)/bin/python -m pip install --quiet --constraint constraints.txt pip
 endef
 
-.PHONY: run test lint mutants benchmark fixtures clean
+.PHONY: run test lint docs mutants benchmark fixtures clean
 
 run: .venv/run.stamp
 	mkdir -p build
@@ -25,6 +25,9 @@ lint: .venv/test.stamp
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+docs: .venv/run.stamp
+	.venv/bin/python -m bnfold.render.reasons > docs/reasons.md
 
 mutants: .venv/test.stamp
 	.venv/bin/python tests/mutants.py

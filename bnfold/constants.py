@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .affine import Elementwise
-from .double_double import BFLOAT16, F64, DoubleDouble, narrow
+from .double_double import BFLOAT16, F64, SPLITTABLE, DoubleDouble, narrow
 from .report import Declined, Reason
 
 FLOATS = frozenset(np.dtype(t) for t in (np.float16, BFLOAT16, np.float32, np.float64))
 
 _Numbers = TypeVar("_Numbers", NDArray[Any], DoubleDouble)
 
-_TINY = {np.dtype(np.float16): float(np.finfo(np.float16).tiny)}
+_TINY = float(np.finfo(np.float16).tiny)
 # A float64 product of the weight and the leading half of its scale is within 2**-51 of the exact one.
 _DOWN, _UP = 1.0 - 2.0**-51, 1.0 + 2.0**-51
 _BLOCK = 1 << 16  # elements per step: the float64 intermediates stay in the cache
@@ -105,8 +105,10 @@ class Constant:
             yield rows, Constant(_rows(self.base, rows, shape), scale, shift)
 
     def _round(self) -> NDArray[Any]:
-        if self.scale is None or self.shift is not None or self.dtype == np.float64:
+        if self.scale is None or self.shift is not None:
             return self.exact().round(self.dtype)
+        if self.dtype == np.float64:
+            return self.exact().round(self.dtype, settled=not self.scale.lo.any())
         return _scaled(np.broadcast_to(self.base, self.shape), self.scale)
 
     def check(self, name: str) -> None:
@@ -131,16 +133,17 @@ class Constant:
         largest = _magnitude(self.base, scale.shape)
         if not np.isfinite(largest).all() or not np.isfinite(scale).all():
             raise Declined(Reason.NOT_FINITE, f"{name} holds NaN or infinity")
+        if self.dtype == np.float64 and max(largest.max(), scale.max()) > SPLITTABLE:
+            raise Declined(Reason.OVERFLOW, f"{name} holds numbers above {SPLITTABLE:.0e}")
         product = largest * scale
         stored = narrow(product, self.dtype).astype(np.float64)
         if not np.isfinite(stored).all():
             raise Declined(
                 Reason.OVERFLOW, f"{name} would reach {product.max():.3g}, too much for {self.dtype}"
             )
-        alive = (product > 0.0) & (largest > 0.0)
-        tiny = _TINY.get(self.dtype, 0.0)
-        if np.any(alive & ((stored == 0.0) | ((product < tiny) & (largest >= tiny)))):
-            least = product[alive].min()
+        # What vanishes in the wider types vanishes there when the original runs as well.
+        if self.dtype == np.float16 and np.any((product > 0.0) & (product < _TINY) & (largest >= _TINY)):
+            least = product[product > 0.0].min()
             raise Declined(
                 Reason.UNDERFLOW, f"a channel of {name} would be at most {least:.3g} in {self.dtype}"
             )

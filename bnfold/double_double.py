@@ -19,6 +19,9 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 F64 = NDArray[np.float64]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+SPLITTABLE = 2.0**990
+"""Above this, the halves of a number would overflow."""
+
 _SPLITTER = 2.0**27 + 1.0
 
 
@@ -128,13 +131,15 @@ class DoubleDouble:
         """Whether no number is NaN or infinite."""
         return bool(np.isfinite(self.hi).all())
 
-    def round(self, dtype: DTypeLike) -> NDArray[Any]:
+    def round(self, dtype: DTypeLike, *, settled: bool = False) -> NDArray[Any]:
         """The nearest numbers of a floating dtype, ties to even, with one rounding.
 
         Args:
-            dtype: float16, bfloat16, float32 or float64.
+            dtype: float16, bfloat16, float32 or float64. Results below 2**-968 may be off by one unit
+                in the last place of float64, since lo is then subnormal.
+            settled: Whether lo holds no rounding error, as in a product of two float64.
         """
-        hi, lo = self.hi, self._settled_lo()
+        hi, lo = self.hi, self.lo if settled else self._settled_lo()
         nearest = hi + lo
         if np.dtype(dtype) == np.float64:
             return nearest

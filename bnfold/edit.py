@@ -258,7 +258,7 @@ class Writer:
                 continue
             node, graph = value.producer(), value.graph
             if node is not None:
-                if not any(is_used(o) for o in node.outputs):
+                if node.graph is not None and not any(is_used(o) for o in node.outputs):
                     waiting += [v for v in node.inputs if v is not None]
                     _remove(node)
             elif graph is not None:

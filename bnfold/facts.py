@@ -18,7 +18,16 @@ from . import chains
 from .constants import FLOATS, Constant
 from .nodes import NodeView, label
 from .report import Declined, Reason
-from .shapes import Dim, Inferred, infer_types, numpy_dtype, size_of
+from .shapes import (
+    ARITHMETIC,
+    SAME_DTYPE,
+    SAME_SHAPE,
+    Dim,
+    Inferred,
+    infer_types,
+    numpy_dtype,
+    size_of,
+)
 
 
 class Facts:
@@ -132,9 +141,15 @@ class Facts:
             dtype = self.dtype(value)
             return None if dtype is None else np.empty(0, dtype)
         sizes = self.dims(value)
-        if sizes is None or not all(isinstance(n, int) for n in sizes):
+        if sizes is None:
             return None
-        return np.broadcast_to(np.zeros((), bool), [int(n or 0) for n in sizes])
+        seen = slice(None)
+        if node.op_type == "Shape":
+            view = self.view(node)
+            seen = slice(view.integer("start", 0), view.integer("end", len(sizes)))
+        if not all(isinstance(n, int) for n in sizes[seen]):
+            return None
+        return np.broadcast_to(np.zeros((), bool), [n if isinstance(n, int) else 1 for n in sizes])
 
     # Shapes and dtypes
 
@@ -163,9 +178,26 @@ class Facts:
 
     def dtype(self, value: ir.Value) -> np.dtype[Any] | None:
         """The element type; None if not known or not one of numpy's."""
+        found = self._stated_dtype(value) or self._infer(value)[0]
+        node = value.producer()
+        while found is None and node is not None and not node.domain and node.op_type in SAME_DTYPE:
+            # Inference is silent in opset 1 and in bodies of functions.
+            found = next((d for v in node.inputs[:2] if v and (d := self._stated_dtype(v))), None)
+            node = node.inputs[0].producer() if node.inputs[0] is not None else None
+        return found
+
+    def _stated_dtype(self, value: ir.Value) -> np.dtype[Any] | None:
+        """The dtype that needs no inference."""
         if value.dtype is not None and isinstance(value.type, ir.TensorType):
             return numpy_dtype(value.dtype)
-        return self._infer(value)[0]
+        known = self._constant_or_none(value)
+        return None if known is None else known.dtype
+
+    def _constant_or_none(self, value: ir.Value) -> Constant | None:
+        if value not in self._constants:
+            self._evaluate(value)
+        known = self._constants[value]
+        return known if isinstance(known, Constant) else None
 
     def liken(self, new: ir.Value, old: ir.Value) -> None:
         """Note that a value that a fold made has the dtype and shape of another one."""
@@ -185,14 +217,16 @@ class Facts:
         """The shape that needs no inference."""
         if value.shape is not None:
             return tuple(map(size_of, value.shape))
-        known = self._constants.get(value)
-        return known.shape if isinstance(known, Constant) else None
+        known = self._constant_or_none(value)
+        return None if known is None else known.shape
 
     def _infer(self, value: ir.Value) -> Inferred:
         """What is known beyond what the file states of the value."""
         if self._inferred is None:
             self._inferred = infer_types(self.model)
         dtype, sizes = self._inferred.get(value, (None, None))
+        if sizes is None and value not in self._noted:
+            sizes = self._of_operator(value)
         if value not in self._noted:
             return dtype, sizes
         noted, kept = self._noted[value]
@@ -201,6 +235,26 @@ class Facts:
                 k if isinstance(k, int) or i is None else i for k, i in zip(kept, sizes, strict=True)
             )
         return noted or dtype, kept
+
+    def _of_operator(self, value: ir.Value) -> tuple[Dim, ...] | None:
+        """What the operators themselves say where inference is silent: in opset 1, in bodies of functions."""
+        node = value.producer()
+        while node is not None and not node.domain and value is node.outputs[0]:
+            if node.op_type in ("Conv", "ConvTranspose") and (weight := node.inputs[1]) is not None:
+                sizes, transposed = self.dims(weight), node.op_type == "ConvTranspose"
+                if sizes is None or not isinstance(channels := sizes[transposed], int):
+                    return None
+                groups = self.view(node).integer("group", 1) if transposed else 1
+                return None, channels * groups, *(None,) * (len(sizes) - 2)
+            legacy = (
+                node.op_type in ARITHMETIC and self.scope(node).opset < 7
+            )  # broadcasts its second operand
+            if not (node.op_type in SAME_SHAPE or legacy) or (data := node.inputs[0]) is None:
+                return None
+            if (stated := self._stated_shape(data)) is not None:
+                return stated
+            value, node = data, data.producer()
+        return None
 
     # Nodes
 

@@ -190,7 +190,7 @@ class Reason(StrEnum):
     )
     UNDERFLOW = (
         "BNF502",
-        "The folded weights of a channel would vanish or lose their precision in their type.",
+        "The folded weights of a channel would vanish or lose their precision in float16.",
         "Store the weights in a wider type.",
     )
     NO_GAIN = (
@@ -238,7 +238,7 @@ class Decision:
         outcome: What happened.
         into: Names of the nodes whose constants took the affine.
         left: Operators that had to stay behind ("Add").
-        reason: Why it was kept; None otherwise.
+        reason: Why it was kept, or why what a merge left of it stays; None otherwise.
         detail: The reason's particulars; for folds, a precision note or "".
     """
 

@@ -18,6 +18,16 @@ Dim = int | str | None
 Inferred = tuple[np.dtype[Any] | None, tuple[Dim, ...] | None]
 """The dtype and the sizes of a value."""
 
+ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
+
+_ACTIVATIONS = {"Clip", "Elu", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Relu", "Sigmoid", "Tanh"}
+_NORMALIZATIONS = {"BatchNormalization", "InstanceNormalization", "LayerNormalization", "Softmax"}
+SAME_SHAPE = frozenset(_ACTIVATIONS | _NORMALIZATIONS | {"Dropout", "Identity", "Neg"})
+"""Operators whose result has the shape and the dtype of their first input."""
+
+SAME_DTYPE = SAME_SHAPE | ARITHMETIC | {"Conv", "ConvTranspose", "Gemm", "MatMul", "Sum"}
+"""Operators whose result has the dtype of their first input."""
+
 _HEADER_ONLY = 4096  # bytes; a shape or a list of axes is smaller
 
 _log = logging.getLogger(__name__)

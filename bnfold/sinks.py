@@ -232,10 +232,12 @@ def _pull_matmul(op: Op, k: int, affine: Affine) -> Answer:
         ways: list[dict[int, Affine | Elementwise]] = [{1: scale}, {0: scale}]
         ways.sort(key=lambda way: op.constant(next(iter(way))) is None)
         return pull_scale(op, affine, *ways)
-    need(min(ranks) > 1, Reason.AXIS, f"MatMul {op.name!r} of a vector")
-    out_rank = max(ranks)
-    need_on(op, affine, out_rank - 1, out_rank - 2)
-    operand = 1 if affine.axis == out_rank - 1 else 0
+    # A vector has no axis in the result.
+    out_rank = max(ranks) - ranks.count(1)
+    places = {0: out_rank - 1 - (ranks[1] > 1), 1: out_rank - 1}
+    found = [i for i in (1, 0) if ranks[i] > 1 and places[i] == affine.axis]
+    need(bool(found), Reason.AXIS, f"MatMul {op.name!r} has no weight along axis {affine.axis}")
+    operand = found[0]
     axis = ranks[operand] - (1 if operand else 2)
     _spread(op, scale, _size(op, operand, axis), axis)
     return pull_scale(op, affine, {operand: scale.at(axis)})

@@ -189,7 +189,7 @@ def _along_one_axis(op: Op, i: int, constant: Constant) -> tuple[DoubleDouble, i
                 f"{name!r} of shape {list(shape)} broadcasts axis {offset + k} of the data",
             )
     base = constant.rounded()
-    for k in axes if len(axes) > 1 else ():
+    for k in axes if len(axes) > 1 and base.size else ():
         if np.all(base == base.take([0], k)):
             base = base.take([0], k)
     varying = [k for k, n in enumerate(base.shape) if n != 1]

@@ -97,7 +97,7 @@ def positive(name: str, *shape: int, dtype: npt.DTypeLike = np.float32) -> Array
     return drawn("pos" + name, *shape, dtype=dtype)
 
 
-def norm(channels: int, suffix: str = "") -> dict[str, tuple[int]]:
+def norm(channels: int, suffix: str = "") -> dict[str, Any]:
     """The four constants of a BatchNormalization: scale, bias, mean, var."""
     return {name + suffix: (channels,) for name in ("scale", "bias", "mean", "var")}
 

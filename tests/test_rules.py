@@ -140,7 +140,7 @@ C = On(1, 3)
 POS = On(1, 3, positive=True)
 IMG = (2, 3, 5, 6)
 BORDER = [0, 0, 1, 1, 0, 0, 1, 1]
-BN: dict[str, Any] = dict(graphs.norm(3))
+BN = graphs.norm(3)
 
 # fmt: off
 # Operators that hand an affine on as it is, in both directions.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import onnx
 import pytest
 from onnx import helper, parser
 
+from bnfold import session as session_module
 from bnfold.session import Integers, Lost, Session, Unrunnable, Values, bindings, inputs_of
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
@@ -125,11 +127,9 @@ def test_a_model_that_does_not_end_is_given_up() -> None:
     assert time.monotonic() - start < 20  # seconds: it was ended, not waited for
 
 
-def test_it_needs_no_main_guard_and_the_working_folder_cannot_shadow_modules(tmp_path: Path) -> None:
-    (tmp_path / "json.py").write_text("raise RuntimeError('shadowed')")
-    (tmp_path / "script").mkdir()
-    script = tmp_path / "script" / "plain.py"
+def test_it_needs_no_main_guard_and_leaves_onnxruntime_to_the_child(tmp_path: Path) -> None:
     save(tmp_path / "m.onnx", SCALED)
+    script = tmp_path / "plain.py"
     script.write_text(
         "import sys, pathlib, numpy\n"
         "from bnfold.session import Session\n"
@@ -139,16 +139,30 @@ def test_it_needs_no_main_guard_and_the_working_folder_cannot_shadow_modules(tmp
         "session.close()\n"
         "assert 'onnxruntime' not in sys.modules\n"
     )
-    root = str(Path(__file__).parent.parent)
     done = subprocess.run(
         [sys.executable, script],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": root},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert (done.stdout, done.stderr) == ("[[1.0, 2.0]]\n", "")
+
+
+def test_modules_beside_it_shadow_no_others_in_the_child(tmp_path: Path) -> None:
+    path = tmp_path / "session.py"
+    path.write_text(Path(session_module.__file__).read_text())
+    (tmp_path / "json.py").write_text("raise RuntimeError('shadowed')")
+    spec = importlib.util.spec_from_file_location("copied_session", path)
+    assert spec is not None and spec.loader is not None
+    copied = importlib.util.module_from_spec(spec)
+    sys.modules["copied_session"] = copied  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(copied)
+        with copied.Session() as session:
+            session.open(save(tmp_path / "m.onnx", SCALED))
+    finally:
+        del sys.modules["copied_session"]
 
 
 def test_free_sizes_differ_from_each_other_and_from_the_weights() -> None:

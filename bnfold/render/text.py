@@ -71,7 +71,14 @@ class Page:
         """The text in lines that fit."""
         width = min(max(self.width, _NARROWEST), _WIDEST)
         pad = " " * indent
-        return textwrap.wrap(text, width, initial_indent=pad, subsequent_indent=pad, break_on_hyphens=False)
+        return textwrap.wrap(
+            text,
+            width,
+            initial_indent=pad,
+            subsequent_indent=pad,
+            break_on_hyphens=False,
+            break_long_words=False,  # they are names, and someone may want to copy them
+        )
 
 
 def optimized(report: OptimizeReport, page: Page) -> str:
@@ -266,13 +273,11 @@ def _fate(decision: Decision) -> str:
 
 def _listed(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
     """One line each."""
-    rows: list[tuple[str, ...]] = [
-        ("BatchNormalization", "channels", "parameters", "trained", "statistics", "outcome")
-    ]
+    rows: list[tuple[str, ...]] = [("node", "channels", "parameters", "trained", "statistics", "outcome")]
     for b in found:
         sizes = ("?" if n is None else str(n) for n in (b.channels, b.parameters, b.trained))
         rows.append((_row_name(b), *sizes, _statistics(b), _fate(b.decision)))
-    yield from _table(rows, "<>>><<", page)
+    yield from _table(rows, "<>>><<", page, spare=(2, 3))
 
 
 def _grouped(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
@@ -286,7 +291,7 @@ def _grouped(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
         sizes = sorted({b.channels for b in group if b.channels is not None})
         span = "?" if not sizes else f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
         rows.append((_row_name(group[0]), str(len(group)), span, kind, fate))
-    yield from _table(rows, "<>><<", page)
+    yield from _table(rows, "<>><<", page, spare=(2,))
     yield ""
     yield "-v lists each of them."
 
@@ -296,16 +301,23 @@ def _row_name(facts: BatchNormFacts) -> str:
     return _named(facts.decision.graph, facts.node.removesuffix("/BatchNormalization") or facts.node)
 
 
-def _table(rows: Sequence[Sequence[str]], aligned: str, page: Page) -> Iterator[str]:
-    """Columns; the first gives way, in the middle of its names, on a narrow page.
+def _table(
+    rows: Sequence[Sequence[str]], aligned: str, page: Page, spare: Sequence[int] = ()
+) -> Iterator[str]:
+    """Columns; on a narrow page the first gives way, in the middle of its names.
 
     Args:
         rows: The cells; the head comes first.
         aligned: "<" or ">" per column.
         page: Where it goes.
+        spare: Columns that go when there is no room for twelve characters in the first.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    room = page.width - 2 - sum(width + 2 for width in widths[1:])
+    room = page.width - sum(width + 2 for width in widths[1:]) - 2
+    if spare and room < min(12, widths[0]):
+        fewer = [[cell for i, cell in enumerate(row) if i not in spare] for row in rows]
+        yield from _table(fewer, "".join(a for i, a in enumerate(aligned) if i not in spare), page)
+        return
     widths[0] = min(widths[0], max(room, 12))
     for first, *others in rows:
         cells = zip((_shortened(first, widths[0]), *others), aligned, widths, strict=True)

@@ -1,0 +1,439 @@
+"""Whole files: what `optimize` writes and when it writes nothing, what `inspect` sees."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from graphs import model, norm, same
+from onnx import numpy_helper
+
+import bnfold
+from bnfold import Outcome, Reason, Verdict
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "models"
+EVERY = sorted(SHARED.glob("*/*.onnx"))
+INVALID = {"deeploy__BatchNorm_ChannelsLast_network", "onnxruntime-qnn__fuse-matmul-bn-directly-dont-fuse"}
+needs_shared = pytest.mark.skipif(not EVERY, reason="the models in ../shared/models are not here")
+
+NORM: dict[str, Any] = norm(4)
+FOLDABLE = """(float[N,3,8,8] x) => (float[N,4,6,6] y)
+{ c = Conv(x, w)  y = BatchNormalization(c, scale, bias, mean, var) }"""
+STAYS = """(float[N,4,8,8] x) => (float[N,4,8,8] y)
+{ r = BatchNormalization(x, scale, bias, mean, var)  y = Sin(r) }"""
+CUSTOM = """<ir_version: 8, opset_import: ["": 17, "somewhere": 1]>
+test (float[N,3,8,8] x) => (float[N,4,6,6] y)
+{ c = Conv(x, w)  d = BatchNormalization(c, scale, bias, mean, var)  y = somewhere.Unknown(d) }"""
+
+
+def foldable() -> onnx.ModelProto:
+    return model(FOLDABLE, w=(4, 3, 3, 3), **NORM)
+
+
+def store(folder: Path, proto: onnx.ModelProto, name: str = "model.onnx") -> Path:
+    path = folder / name
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    """The files of a folder and what is in them."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], io.BytesIO]:
+    """Give the standard input its content; what goes to the standard output is in the result."""
+
+    def redirect(content: bytes) -> io.BytesIO:
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+        monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=written))
+        return written
+
+    return redirect
+
+
+@pytest.fixture
+def scratch(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where temporary files go; nothing may remain there."""
+    folder = tmp_path_factory.mktemp("scratch")
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    yield folder
+    assert not list(folder.iterdir())
+
+
+@pytest.fixture
+def wrong_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug: after the fold, one weight is 1 % off."""
+
+    def fold(graph: ir.Model, **options: object) -> bnfold.FoldReport:
+        report = bnfold.fold(graph)
+        weight = next(
+            v for v in graph.graph.initializers.values() if v.shape is not None and len(v.shape) == 4
+        )
+        assert weight.const_value is not None
+        numbers = weight.const_value.numpy().copy()
+        numbers[0] *= 1.01
+        weight.const_value = ir.tensor(numbers, name=weight.name)
+        return report
+
+    monkeypatch.setattr(import_module("bnfold.optimize"), "fold", fold)
+
+
+class TestOptimize:
+    def test_writes_beside_the_source(self, tmp_path: Path, scratch: Path) -> None:
+        path = store(tmp_path, foldable(), "net.v2.onnx")
+        report = bnfold.optimize(path)
+        assert report.source == str(path)
+        assert report.target == str(tmp_path / "net.v2.folded.onnx")
+        assert report.fold.before.batchnorms == 1 and report.fold.after.batchnorms == 0
+        assert report.check is not None and report.check.verdict is Verdict.PASS
+        assert sorted(listing(tmp_path)) == ["net.v2.folded.onnx", "net.v2.onnx"]
+        result = onnx.load(report.target)
+        assert [node.op_type for node in result.graph.node] == ["Conv"]
+        same(foldable(), result)
+
+    def test_a_second_run_finds_nothing(self, tmp_path: Path) -> None:
+        first = bnfold.optimize(store(tmp_path, foldable()))
+        assert first.target is not None
+        second = bnfold.optimize(first.target)
+        assert second.target is not None and not second.fold.modified
+        assert Path(second.target).read_bytes() == Path(first.target).read_bytes()
+
+    def test_same_bytes_every_time(self, tmp_path: Path) -> None:
+        path = store(tmp_path, foldable())
+        results = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+        assert [bnfold.optimize(path, target).target for target in results] == [str(r) for r in results]
+        assert results[0].read_bytes() == results[1].read_bytes()
+
+    def test_nothing_to_fold_is_a_copy(self, tmp_path: Path) -> None:
+        path = store(tmp_path, model(STAYS, **NORM))
+        report = bnfold.optimize(path)
+        assert report.target is not None and not report.fold.modified
+        assert Path(report.target).read_bytes() == path.read_bytes()
+        assert report.check is None  # the same bytes are the same function
+
+    def test_nothing_to_fold_and_nothing_that_could_run(self, tmp_path: Path) -> None:
+        """What was not changed need not be run to be known as the same."""
+        text = CUSTOM.replace("BatchNormalization(c, scale, bias, mean, var)", "Relu(c)")
+        report = bnfold.optimize(store(tmp_path, model(text, w=(4, 3, 3, 3))))
+        assert report.target is not None and os.path.exists(report.target)
+
+    def test_over_the_source(self, tmp_path: Path) -> None:
+        path = store(tmp_path, foldable())
+        with pytest.raises(bnfold.OutputError, match=r"model.onnx: is the model that was read; choose"):
+            bnfold.optimize(path, path)
+        assert listing(tmp_path) == {"model.onnx": foldable().SerializeToString()}
+        bnfold.optimize(path, path, force=True)
+        assert [node.op_type for node in onnx.load(path).graph.node] == ["Conv"]
+        same(foldable(), onnx.load(path))
+
+    def test_existing_target(self, tmp_path: Path) -> None:
+        path, other = store(tmp_path, foldable()), store(tmp_path, foldable(), "model.folded.onnx")
+        before = listing(tmp_path)
+        with pytest.raises(bnfold.OutputError, match=r"model.folded.onnx: exists already"):
+            bnfold.optimize(path)
+        assert listing(tmp_path) == before
+        bnfold.optimize(path, force=True)
+        assert len(onnx.load(other).graph.node) == 1
+
+    def test_dry_run(self, tmp_path: Path, scratch: Path) -> None:
+        path = store(tmp_path, foldable())
+        before = tmp_path.stat().st_mtime_ns
+        report = bnfold.optimize(path, dry_run=True)
+        assert tmp_path.stat().st_mtime_ns == before  # not even for a moment was there another file
+        assert report.target is None
+        assert report.fold.after.batchnorms == 0
+        assert report.check is not None and report.check.verdict is Verdict.PASS
+        assert listing(tmp_path) == {"model.onnx": foldable().SerializeToString()}
+
+    def test_without_verification(self, tmp_path: Path) -> None:
+        report = bnfold.optimize(store(tmp_path, foldable()), verify=False)
+        assert report.check is None
+        assert report.target is not None
+        same(foldable(), onnx.load(report.target))
+
+    @pytest.mark.parametrize("dry_run", [False, True])
+    @pytest.mark.usefixtures("wrong_fold")
+    def test_a_wrong_result_is_not_written(self, dry_run: bool, tmp_path: Path, scratch: Path) -> None:
+        path = store(tmp_path, foldable())
+        with pytest.raises(bnfold.NotEquivalent) as caught:
+            bnfold.optimize(path, dry_run=dry_run)
+        message = str(caught.value)
+        assert message.startswith(f"{path}: the folded model is not equivalent: output 'y' on inputs ")
+        assert "nothing was written" in message and "--no-verify" in message and "\n" not in message
+        assert ".bnfold-" not in message
+        assert list(listing(tmp_path)) == ["model.onnx"]
+
+    @pytest.mark.usefixtures("wrong_fold")
+    def test_a_wrong_result_does_not_replace_anything(self, tmp_path: Path) -> None:
+        path = store(tmp_path, foldable())
+        (tmp_path / "model.folded.onnx").write_bytes(b"mine")
+        with pytest.raises(bnfold.NotEquivalent):
+            bnfold.optimize(path, force=True)
+        assert (tmp_path / "model.folded.onnx").read_bytes() == b"mine"
+
+    @pytest.mark.usefixtures("wrong_fold")
+    def test_a_wrong_result_does_not_reach_the_standard_output(
+        self, streams: Callable[[bytes], io.BytesIO], scratch: Path
+    ) -> None:
+        written = streams(foldable().SerializeToString())
+        with pytest.raises(
+            bnfold.NotEquivalent, match=r"^the model on standard input: the folded model is not"
+        ):
+            bnfold.optimize("-")
+        assert not written.getvalue()
+
+    def test_undecided(self, tmp_path: Path, scratch: Path) -> None:
+        path = store(tmp_path, model(CUSTOM, w=(4, 3, 3, 3), **NORM))
+        with pytest.raises(bnfold.Undecided) as caught:
+            bnfold.optimize(path)
+        message = str(caught.value)
+        assert message.startswith(f"{path}: whether the folded model is equivalent could not be decided: ")
+        assert "Unknown" in message and "--no-verify" in message and "\n" not in message
+        assert list(listing(tmp_path)) == ["model.onnx"]
+        report = bnfold.optimize(path, verify=False)
+        assert report.target is not None
+        assert [n.op_type for n in onnx.load(report.target).graph.node] == ["Conv", "Unknown"]
+
+    def test_external_data(self, tmp_path: Path, scratch: Path) -> None:
+        (tmp_path / "in").mkdir()
+        (tmp_path / "out").mkdir()
+        path = tmp_path / "in" / "model.onnx"
+        onnx.save(foldable(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+        before = listing(tmp_path / "in")
+        report = bnfold.optimize(path, tmp_path / "out" / "model.onnx")
+        assert report.check is not None and report.target is not None
+        same(foldable(), onnx.load(report.target))
+        assert bnfold.optimize(path, dry_run=True).check == report.check
+        assert listing(tmp_path / "in") == before
+
+    def test_freeze_initializers(self, tmp_path: Path) -> None:
+        proto = foldable()
+        proto.graph.input.extend(
+            onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in proto.graph.initializer
+        )
+        path = store(tmp_path, proto)
+        (kept,) = bnfold.optimize(path, dry_run=True).fold.kept
+        assert kept.reason is Reason.OVERRIDABLE
+        report = bnfold.optimize(path, freeze_initializers=True)
+        assert report.check is not None and report.check.verdict is Verdict.PASS and report.target is not None
+        result = onnx.load(report.target)
+        assert [value.name for value in result.graph.input] == ["x"]
+        assert [node.op_type for node in result.graph.node] == ["Conv"]
+
+    def test_inline_functions(self, tmp_path: Path) -> None:
+        proto = onnx.parser.parse_model(FUNCTION)
+        proto.graph.initializer.extend(foldable().graph.initializer)
+        path = store(tmp_path, proto)
+        assert bnfold.optimize(path, dry_run=True).fold.after.batchnorms == 1
+        report = bnfold.optimize(path, inline_functions=True)
+        assert report.fold.after.batchnorms == 0 and report.target is not None
+        assert [node.op_type for node in onnx.load(report.target).graph.node] == ["Conv"]
+
+    def test_only(self, tmp_path: Path) -> None:
+        nodes = (
+            "y = BatchNormalization(c, scale, bias, mean, var)  n = Sin(y)  d = Conv(n, w2)  z = Mul(d, two)"
+        )
+        text = f"(float[N,3,8,8] x) => (float[N,4,6,6] z) {{ c = Conv(x, w)  {nodes} }}"
+        path = store(tmp_path, model(text, w=(4, 3, 3, 3), w2=(4, 4, 1, 1), two=2.0, **NORM))
+        assert bnfold.optimize(path, dry_run=True).fold.after.affines == 0
+        assert bnfold.optimize(path, dry_run=True, only="batchnorm").fold.after.affines == 1
+
+    def test_errors_of_the_fold_name_the_file(self, tmp_path: Path) -> None:
+        path = store(tmp_path, model(STAYS, **NORM | {"mean": (5,)}))
+        for work in (bnfold.optimize, bnfold.inspect):
+            with pytest.raises(
+                bnfold.InputError, match="^" + str(path) + ": BatchNormalization 'r': 'mean' has shape"
+            ):
+                work(path)
+        assert list(listing(tmp_path)) == ["model.onnx"]
+
+    @pytest.mark.parametrize("enabled", [True, False])
+    @pytest.mark.parametrize("content", [foldable().SerializeToString(), b"nonsense"])
+    def test_the_collector_is_as_it_was(self, enabled: bool, content: bytes, tmp_path: Path) -> None:
+        path = tmp_path / "model.onnx"
+        path.write_bytes(content)
+        (gc.enable if enabled else gc.disable)()
+        try:
+            for work in (bnfold.inspect, lambda p: bnfold.optimize(p, verify=False)):
+                if content == b"nonsense":
+                    with pytest.raises(bnfold.InputError):
+                        work(path)
+                else:
+                    work(path)
+                assert gc.isenabled() == enabled
+        finally:
+            gc.enable()
+
+
+FUNCTION = """<ir_version: 8, opset_import: ["": 17, "own": 1]>
+test (float[N,3,8,8] x) => (float[N,4,6,6] y) { y = own.ConvNorm(x, w, scale, bias, mean, var) }
+<domain: "own", opset_import: ["": 17]>
+ConvNorm (x, w, scale, bias, mean, var) => (y)
+{ c = Conv(x, w)  y = BatchNormalization(c, scale, bias, mean, var) }"""
+
+
+class TestStreams:
+    def test_in_and_out(self, streams: Callable[[bytes], io.BytesIO], scratch: Path) -> None:
+        written = streams(foldable().SerializeToString())
+        report = bnfold.optimize("-")
+        assert (report.source, report.target) == ("-", "-")
+        assert report.check is not None and report.check.runs
+        result = onnx.load_from_string(written.getvalue())
+        assert [node.op_type for node in result.graph.node] == ["Conv"]
+        same(foldable(), result)
+
+    def test_the_bytes_are_those_of_the_file(
+        self, streams: Callable[[bytes], io.BytesIO], tmp_path: Path
+    ) -> None:
+        content = foldable().SerializeToString()
+        path = store(tmp_path, foldable())
+        expected = Path(str(bnfold.optimize(path).target)).read_bytes()
+        written = streams(content)
+        bnfold.optimize(path, "-")
+        assert written.getvalue() == expected
+        streams(content)
+        bnfold.optimize("-", tmp_path / "out.onnx")
+        assert (tmp_path / "out.onnx").read_bytes() == expected
+
+    def test_dry_run(self, streams: Callable[[bytes], io.BytesIO], scratch: Path) -> None:
+        written = streams(foldable().SerializeToString())
+        report = bnfold.optimize("-", dry_run=True)
+        assert report.target is None and report.check is not None
+        assert not written.getvalue()
+
+    def test_external_data_leave_with_the_model(
+        self, streams: Callable[[bytes], io.BytesIO], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "model.onnx"
+        onnx.save(foldable(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+        written = streams(b"")
+        bnfold.optimize(path, "-")
+        same(foldable(), onnx.load_from_string(written.getvalue()))
+
+    def test_inspect(self, streams: Callable[[bytes], io.BytesIO]) -> None:
+        streams(foldable().SerializeToString())
+        report = bnfold.inspect("-")
+        assert report.source == "-" and len(report.batchnorms) == 1
+
+    def test_errors(self, streams: Callable[[bytes], io.BytesIO]) -> None:
+        streams(b"")
+        with pytest.raises(bnfold.InputError, match=r"^the model on standard input: is empty"):
+            bnfold.optimize("-")
+
+
+def facts(tmp_path: Path, text: str, **constants: Any) -> tuple[bnfold.BatchNormFacts, ...]:
+    return bnfold.inspect(store(tmp_path, model(text, **constants))).batchnorms
+
+
+class TestInspect:
+    def test_parameters(self, tmp_path: Path) -> None:
+        """A BatchNormalization over n units has 4n parameters, 2n of them trained."""
+        path = store(tmp_path, foldable())
+        before = listing(tmp_path)
+        report = bnfold.inspect(path)
+        (found,) = report.batchnorms
+        assert (found.node, found.channels, found.parameters, found.trained) == ("y", 4, 16, 8)
+        assert (found.untouched, found.dead, found.non_finite) == (False, 0, 0)
+        assert found.decision.outcome is Outcome.PULLED and found.decision.into == ("c",)
+        assert report.fold.after.batchnorms == 0
+        assert listing(tmp_path) == before
+
+    @pytest.mark.parametrize(
+        ("parameters", "expected"),
+        [
+            ({"mean": np.zeros(4), "var": np.ones(4)}, (True, 0, 0)),
+            ({"mean": np.zeros(4), "var": np.array([1, 1, 2, 1])}, (False, 0, 0)),
+            ({"mean": np.array([0, 1, 0, 0]), "var": np.ones(4)}, (False, 0, 0)),
+            ({"scale": np.array([0, 1, 2, 0])}, (False, 2, 0)),
+            ({"scale": np.array([0, 1, 2, 3]), "var": np.array([0, 1, 0, 2])}, (False, 2, 0)),
+            ({"mean": np.array([np.nan, 1, np.inf, 0]), "bias": np.array([-np.inf, 0, 0, 0])}, (False, 0, 3)),
+        ],
+    )
+    def test_statistics(
+        self, parameters: dict[str, Any], expected: tuple[bool, int, int], tmp_path: Path
+    ) -> None:
+        floats = {name: np.asarray(value, np.float32) for name, value in parameters.items()}
+        (found,) = facts(tmp_path, STAYS, **NORM | floats)
+        assert (found.untouched, found.dead, found.non_finite) == expected
+
+    def test_what_a_caller_may_override_is_shown_as_stored(self, tmp_path: Path) -> None:
+        proto = model(STAYS, **NORM | {"scale": np.zeros(4, np.float32)})
+        proto.graph.input.append(onnx.helper.make_tensor_value_info("scale", onnx.TensorProto.FLOAT, (4,)))
+        (found,) = bnfold.inspect(store(tmp_path, proto)).batchnorms
+        assert found.decision.reason is Reason.OVERRIDABLE
+        assert (found.channels, found.dead) == (4, 4)
+
+    def test_what_is_computed_is_not_known(self, tmp_path: Path) -> None:
+        text = (
+            "(float[N,D,8,8] x, float[D] p) => (float[N,D,8,8] y) { y = BatchNormalization(x, p, p, p, p) }"
+        )
+        (found,) = facts(tmp_path, text)
+        assert (found.channels, found.parameters, found.trained) == (None, None, None)
+        assert (found.untouched, found.dead, found.non_finite) == (False, 0, 0)
+        assert found.decision.reason is Reason.RUNTIME_PARAMETERS
+        (found,) = facts(tmp_path, text.replace("D", "4"))
+        assert (found.channels, found.parameters, found.trained) == (4, 16, 8)
+
+    def test_names_that_are_not_unique(self, tmp_path: Path) -> None:
+        first_node, second_node = (
+            f"[same] {d} = BatchNormalization({x}, scale, bias, mean, var)" for d, x in ("rx", "yc")
+        )
+        nodes = f"{first_node}  t = Sin(r)  c = Conv(t, w)  {second_node}"
+        text = f"(float[N,4,8,8] x) => (float[N,4,8,8] y) {{ {nodes} }}"
+        first, second = facts(tmp_path, text, w=(4, 4, 1, 1), **NORM)
+        assert (first.node, second.node) == ("same", "same")
+        assert (first.decision.value, first.decision.outcome) == ("r", Outcome.KEPT)
+        assert (second.decision.value, second.decision.outcome) == ("y", Outcome.PULLED)
+
+    def test_functions(self, tmp_path: Path) -> None:
+        proto = onnx.parser.parse_model(FUNCTION)
+        proto.graph.initializer.extend(foldable().graph.initializer)
+        path = store(tmp_path, proto)
+        (found,) = bnfold.inspect(path).batchnorms
+        assert found.decision.graph == "own::ConvNorm"
+        assert found.decision.reason is Reason.FUNCTION_ARGUMENT
+        (found,) = bnfold.inspect(path, inline_functions=True).batchnorms
+        assert (found.decision.graph, found.decision.outcome, found.channels) == ("", Outcome.PULLED, 4)
+
+    def test_a_model_without_any(self, tmp_path: Path) -> None:
+        assert facts(tmp_path, "(float[N] x) => (float[N] y) { y = Sin(x) }") == ()
+
+    @needs_shared
+    @pytest.mark.parametrize("path", EVERY, ids=lambda path: path.stem)
+    def test_every_batchnorm_of_real_models(self, path: Path) -> None:
+        if path.stem in INVALID:
+            with pytest.raises(bnfold.InputError, match=r"has shape|channels"):
+                bnfold.inspect(path)
+            return
+        proto = onnx.load(path)
+        stored = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+        nodes = [node for node in proto.graph.node if node.op_type == "BatchNormalization"]
+        found = {b.decision.value: b for b in bnfold.inspect(path).batchnorms if len(b.decision.nodes) == 1}
+        assert len(bnfold.inspect(path).batchnorms) == len(nodes)
+        for node in nodes:
+            if node.output[0] in found and node.input[1] in stored:
+                assert found[node.output[0]].channels == stored[node.input[1]].size
+
+
+@needs_shared
+@pytest.mark.parametrize("path", EVERY, ids=lambda path: path.stem)
+def test_real_models_that_do_not_change_are_copied(path: Path, tmp_path: Path) -> None:
+    if path.stem in INVALID:
+        pytest.skip("it is no valid model")
+    report = bnfold.optimize(path, tmp_path / "out.onnx", verify=False)
+    assert report.fold.modified != ((tmp_path / "out.onnx").read_bytes() == path.read_bytes())

@@ -1,0 +1,285 @@
+"""Reports as text: everything a user has to know, on one screen, at any width."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+
+import bnfold
+from bnfold import (
+    BatchNormFacts,
+    CheckReport,
+    Counts,
+    Decision,
+    FoldReport,
+    InspectReport,
+    OptimizeReport,
+    Outcome,
+    OutputCheck,
+    Reason,
+    Verdict,
+)
+from bnfold.render import as_json
+from bnfold.render.reasons import markdown
+from bnfold.render.text import Page, explained, inspected, optimized, printable, reasons
+
+ROOT = Path(__file__).parent.parent
+RESNET = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / "light_resnet50.onnx"
+
+SCREEN = 24
+
+
+def decision(name: str, outcome: Outcome = Outcome.PULLED, **changes: object) -> Decision:
+    plain = Decision("", (name,), ("BatchNormalization",), name + "_out", 8, outcome, into=("conv",))
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def kept(name: str, reason: Reason, op_type: str = "BatchNormalization") -> Decision:
+    changes = {"op_types": (op_type,), "into": (), "reason": reason, "detail": f"what is at {name}"}
+    return decision(name, Outcome.KEPT, **changes)
+
+
+def report(*decisions: Decision, **changes: object) -> OptimizeReport:
+    batchnorms = sum(d.batchnorms for d in decisions)
+    left = sum(d.batchnorms for d in decisions if d.outcome is Outcome.KEPT)
+    fold = FoldReport(decisions, Counts(batchnorms, 4, 90), Counts(left, 3, 80), modified=True)
+    output = OutputCheck("y", 2e-7, 1e-7, 1.96, 3e-6, passed=True)
+    check = CheckReport(Verdict.PASS, 4.0, (output, replace(output, name="z", ratio=0.5)), 3)
+    whole = OptimizeReport("model.onnx", "model.folded.onnx", fold, check)
+    return replace(whole, **changes)  # type: ignore[arg-type]
+
+
+def facts(name: str, **changes: object) -> BatchNormFacts:
+    plain = BatchNormFacts(decision(name), name, 8, 32, 16, untouched=False, dead=0, non_finite=0)
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def inspection(*found: BatchNormFacts) -> InspectReport:
+    decisions = tuple(b.decision for b in found)
+    fold = FoldReport(decisions, Counts(len(found), 0, 90), Counts(0, 0, 80), modified=True)
+    return InspectReport("model.onnx", found, fold)
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+class TestOptimized:
+    def test_everything_at_once(self) -> None:
+        text = optimized(
+            report(
+                decision("bn1"),
+                decision("bn2", Outcome.PUSHED, left=("Add",)),
+                kept("bn3", Reason.PADDING),
+                kept("scale", Reason.NOT_LINEAR, "Mul"),
+            ),
+            Page(),
+        )
+        assert text == EVERYTHING.strip("\n")
+
+    def test_examples_are_few(self) -> None:
+        many = [kept(f"bn{i}", Reason.SIGN) for i in range(53)]
+        text = optimized(report(*many), Page())
+        assert len(text.splitlines()) <= SCREEN
+        assert "53 BatchNormalization" in text and "and 51 more" in text
+
+    def test_the_most_frequent_reason_comes_first(self) -> None:
+        text = optimized(
+            report(kept("a", Reason.SIGN), kept("b", Reason.SHIFT), kept("c", Reason.SHIFT)), Page()
+        )
+        assert text.index("BNF305") < text.index("BNF304")
+
+    def test_verbose(self) -> None:
+        inner = decision("bn", graph="if.then_branch", nodes=("bn", "mul"), detail="rounded")
+        text = flat(optimized(report(inner, kept("m", Reason.SHIFT, "Mul")), Page(verbose=True)))
+        assert "pulled if.then_branch/bn to mul (BatchNormalization) into conv: rounded" in text
+        assert "kept m (Mul) BNF305: what is at m" in text
+        assert f"1 Mul {Reason.SHIFT.sentence}" in text
+
+    @pytest.mark.parametrize(
+        ("changes", "expected"),
+        [
+            ({"check": None}, "Not verified, as asked. Written to model.folded.onnx."),
+            ({"target": None}, "Nothing was written: this was a dry run."),
+            ({"target": "-", "source": "-"}, "Written to standard output."),
+        ],
+    )
+    def test_the_end(self, changes: dict[str, object], expected: str) -> None:
+        assert flat(optimized(report(decision("bn"), **changes), Page())).endswith(expected)
+
+    def test_the_same_bits(self) -> None:
+        output = OutputCheck("y", 0.0, 1e-7, 0.0, 0.0, passed=True)
+        check = CheckReport(Verdict.PASS, 4.0, (output,), 3)
+        text = flat(optimized(report(decision("bn"), check=check), Page()))
+        assert "Verified: the outputs are the same, bit for bit, over 3 runs and 1 output." in text
+
+    def test_nothing_folded(self) -> None:
+        counts = Counts(1, 0, 9)
+        fold = FoldReport((kept("bn", Reason.SHIFT),), counts, counts, modified=False)
+        text = flat(optimized(report(fold=fold, check=None), Page()))
+        assert text.startswith("model.onnx: nothing could be folded; it has 1 BatchNormalization")
+        assert text.endswith("nothing to compare. Written to model.folded.onnx: a copy of the original.")
+
+    def test_nothing_there(self) -> None:
+        counts = Counts(0, 0, 9)
+        text = optimized(report(fold=FoldReport((), counts, counts, modified=False), check=None), Page())
+        assert text.startswith("model.onnx: there is nothing to fold\n")
+
+    def test_resnet_50_fits_on_a_screen(self) -> None:
+        done = bnfold.optimize(RESNET, dry_run=True, verify=False)
+        assert len(optimized(done, Page()).splitlines()) <= SCREEN
+        assert len(inspected(bnfold.inspect(RESNET), Page()).splitlines()) <= SCREEN
+        assert len(inspected(bnfold.inspect(RESNET), Page(verbose=True)).splitlines()) > 2 * 53
+
+
+EVERYTHING = """
+model.onnx: 2 of 3 BatchNormalizations folded
+
+  nodes                        before  after
+  BatchNormalization                3      1
+  Mul, Add, ... by a constant       4      3
+  all                              90     80
+
+Folded: 1 backward (into the nodes before), 1 forward (into the nodes after); 1
+Add stay behind.
+
+Stays, and why:
+  BNF303  1 BatchNormalization
+          Zero padding reaches the input, so a shift before the operator is not
+          a bias after it.
+          Train or export with the normalization after the convolution, or
+          without padding.
+          - at bn3: what is at bn3
+
+Other multiplications and additions that stay: 1 for BNF301 (-v tells more).
+
+Verified: the outputs differ by 2 times the original's own rounding noise at
+most (4 is accepted), over 3 runs and 2 outputs.
+Written to model.folded.onnx.
+"""
+
+
+class TestInspected:
+    def test_the_worst_comes_first(self) -> None:
+        text = inspected(
+            inspection(
+                facts("good"),
+                facts("dead", dead=3),
+                facts("untrained", untouched=True),
+                facts("stays", decision=kept("stays", Reason.SHIFT)),
+                facts("broken", non_finite=2),
+            ),
+            Page(),
+        )
+        assert text.startswith(WORST_FIRST.strip("\n"))
+
+    def test_many_are_grouped(self) -> None:
+        found = [facts(f"bn{i}", channels=8 * (i + 1)) for i in range(40)]
+        text = inspected(inspection(*found, facts("odd", dead=1), facts("other", dead=2)), Page())
+        rows = [line.split() for line in text.splitlines() if line.startswith("  ")]
+        assert rows[1] == ["odd", "2", "8", "some", "dead", "folds", "backward"]
+        assert rows[2] == ["bn0", "40", "8-320", "fine", "folds", "backward"]
+        full = inspected(inspection(*found), Page(verbose=True))
+        assert all(f"bn{i} " in full for i in range(40))
+
+    def test_what_is_not_known(self) -> None:
+        unknown = facts("bn", channels=None, parameters=None, trained=None)
+        assert ["bn", "?", "?", "?", "fine", "folds", "backward"] in [
+            line.split() for line in inspected(inspection(unknown), Page()).splitlines()
+        ]
+
+    def test_without_any(self) -> None:
+        assert inspected(inspection(), Page()) == "model.onnx: no BatchNormalization"
+
+    def test_what_exporters_repeat_is_left_out(self) -> None:
+        text = inspected(inspection(facts("/stem/norm/BatchNormalization")), Page())
+        assert "/stem/norm  " in text
+
+
+WORST_FIRST = """
+model.onnx: 5 BatchNormalizations with 160 parameters, 80 of them trained; 4
+would fold
+
+  node       channels  parameters  trained  statistics     outcome
+  broken            8          32       16  2 not finite   folds backward
+  stays             8          32       16  fine           stays: BNF305
+  untrained         8          32       16  never trained  folds backward
+  dead              8          32       16  3 dead         folds backward
+  good              8          32       16  fine           folds backward
+"""
+
+
+class TestPage:
+    @pytest.mark.parametrize("width", [60, 80, 200])
+    def test_no_line_is_too_long(self, width: int) -> None:
+        name = "/encoder/stage1/block2/branch3/norm/BatchNormalization"
+        found = [facts(name), facts("bn", decision=kept("bn", Reason.PADDING), untouched=True)]
+        texts = [
+            inspected(inspection(*found), Page(width)),
+            inspected(inspection(*found * 20), Page(width)),
+            optimized(report(decision("bn"), kept("bn", Reason.PADDING)), Page(width, verbose=True)),
+            explained(Reason.PADDING, Page(width)),
+            reasons(Page(width)),
+        ]
+        assert max(len(line) for text in texts for line in text.splitlines()) <= width
+
+    def test_names_in_prose_stay_whole(self) -> None:
+        """One may want to copy them."""
+        name = "/encoder/stage1/block2/branch3/norm/BatchNormalization"
+        assert name in optimized(report(kept(name, Reason.PADDING)), Page(40))
+
+    def test_a_very_narrow_page(self) -> None:
+        assert inspected(inspection(facts("bn")), Page(10))
+
+    def test_no_colors_unless_wanted(self) -> None:
+        whole = report(decision("bn"), kept("bn", Reason.PADDING))
+        plain, colored = (optimized(whole, Page(color=color)) for color in (False, True))
+        assert "\x1b" not in plain
+        assert "\x1b[32mVerified\x1b[0m" in colored and "\x1b[36mBNF303\x1b[0m" in colored
+
+    def test_it_is_ascii(self) -> None:
+        """What bnfold itself says can be printed anywhere."""
+        assert (optimized(report(kept("bn", Reason.PADDING)), Page()) + reasons(Page())).isascii()
+
+    def test_printable(self) -> None:
+        assert printable("a\tb\x1b[31m\n\u4e2d\u202e") == "a\\tb\\x1b[31m\\n\u4e2d\\u202e"
+
+
+class TestJson:
+    def test_order_and_types(self) -> None:
+        data = json.loads(as_json(report(kept("bn", Reason.PADDING))))
+        assert list(data) == ["schema_version", "source", "target", "fold", "check"]
+        assert list(data["check"]) == ["verdict", "tolerance", "outputs", "runs", "message"]
+        assert data["fold"]["decisions"][0]["reason"] == "BNF303"
+        assert data["fold"]["decisions"][0]["outcome"] == "kept"
+
+    def test_numbers_that_json_lacks(self) -> None:
+        output = OutputCheck("y", 1.0, float("inf"), 0.0, float("nan"), passed=True)
+        check = CheckReport(Verdict.PASS, 4.0, (output,), 3)
+        (found,) = json.loads(as_json(report(check=check)))["check"]["outputs"]
+        assert (found["noise"], found["max_abs"], found["error"]) == (None, None, 1.0)
+
+
+class TestReasons:
+    def test_the_page_is_up_to_date(self) -> None:
+        page = (ROOT / "docs" / "reasons.md").read_text(encoding="utf-8")
+        assert page == markdown(), "docs/reasons.md is out of date: run `make docs`"
+
+    def test_each_is_there_once(self) -> None:
+        for reason in Reason:
+            assert markdown().count(f"| `{reason.value}` | {reason.sentence} | {reason.remedy} |") == 1
+
+    def test_codes_are_unique(self) -> None:
+        codes = [reason.value for reason in Reason.__members__.values()]
+        assert len(codes) == len(set(codes))
+
+    def test_as_a_command(self) -> None:
+        command = [sys.executable, "-m", "bnfold.render.reasons"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+        assert done.stdout.decode() == markdown()
