@@ -25,7 +25,7 @@ from tools import TOOLS, Role, Tool
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "models"
 FOLDING = tuple(tool for tool in TOOLS if tool.role is not Role.BASELINE)
-ERROR_BAR = 1e-2  # right results err by 1e-5 in float32; a float16 model may err by 1e-3
+ERROR_BAR = 1e-4  # right results stay below 3e-5 here; one bias off by 0.1 shows from 8e-4 on
 
 LEGEND = f"""\
 A cell tells how many BatchNormalization nodes are left, then the error relative to the original, both

@@ -63,6 +63,8 @@ class Session:
         self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
+        # Importing onnxruntime leaves a file of its telemetry in the temporary folder: let it have one.
+        self._folder = tempfile.TemporaryDirectory(prefix="bnfold-", ignore_cleanup_errors=True)
 
     def __enter__(self) -> Self:
         return self
@@ -74,6 +76,7 @@ class Session:
         """End the process; nothing it was doing is waited for."""
         self._stop()
         self._complaints.close()
+        self._folder.cleanup()
 
     def open(
         self,
@@ -117,7 +120,10 @@ class Session:
     def _start(self) -> None:
         # -P: the folder of this file has modules like `model` that must not shadow others. The
         # child finds packages where the parent does, however the parent came to its path.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+            "TMPDIR": self._folder.name,
+        }
         self._complaints.seek(0)
         self._complaints.truncate()
         try:

@@ -146,8 +146,8 @@ model.onnx: 2 of 3 BatchNormalizations folded
   Mul, Add, ... by a constant       4      3
   all                              90     80
 
-Folded: 1 backward (into the nodes before), 1 forward (into the nodes after); 1
-Add stay behind.
+Folded: 1 pulled backward (into the nodes before), 1 pushed forward (into the
+nodes after); 1 Add stay behind.
 
 Stays, and why:
   BNF303  1 BatchNormalization

@@ -35,8 +35,8 @@ _FATES = {
     Outcome.MERGED: "is merged",
 }
 _WAYS = {
-    Outcome.PULLED: "backward (into the nodes before)",
-    Outcome.PUSHED: "forward (into the nodes after)",
+    Outcome.PULLED: "pulled backward (into the nodes before)",
+    Outcome.PUSHED: "pushed forward (into the nodes after)",
     Outcome.REMOVED: "removed (the identity)",
     Outcome.MERGED: "merged with neighbours",
 }
@@ -67,15 +67,15 @@ class Page:
     def paint(self, text: str, ink: _Ink) -> str:
         return f"{ink}{text}\x1b[0m" if self.color else text
 
-    def prose(self, text: str, indent: int = 0) -> list[str]:
-        """The text in lines that fit."""
+    def prose(self, text: str, indent: int = 0, hang: int = 0) -> list[str]:
+        """The text in lines that fit; all but the first are indented by `hang` more."""
         width = min(max(self.width, _NARROWEST), _WIDEST)
         pad = " " * indent
         return textwrap.wrap(
             text,
             width,
             initial_indent=pad,
-            subsequent_indent=pad,
+            subsequent_indent=pad + " " * hang,
             break_on_hyphens=False,
             break_long_words=False,  # they are names, and someone may want to copy them
         )
@@ -181,7 +181,7 @@ def _stays(decisions: Sequence[Decision], page: Page) -> Iterator[str]:
         yield from page.prose(reason.sentence, 10)
         yield from page.prose(reason.remedy, 10)
         for decision in group[:_EXAMPLES]:
-            yield from page.prose(f"- at {_place(decision)}: {printable(decision.detail)}", 10)
+            yield from page.prose(f"- at {_place(decision)}: {printable(decision.detail)}", 10, 2)
         if len(group) > _EXAMPLES:
             yield from page.prose(f"- and {len(group) - _EXAMPLES} more", 10)
     if others:
@@ -208,7 +208,7 @@ def _each(decisions: Iterable[Decision], page: Page) -> Iterator[str]:
             what += f", leaving {', '.join(d.left)}"
         if d.reason is not None:
             what += f" {d.reason}"
-        yield from page.prose(what + (f": {printable(d.detail)}" if d.detail else ""), 2)
+        yield from page.prose(what + (f": {printable(d.detail)}" if d.detail else ""), 2, 8)
 
 
 def _proof(report: OptimizeReport, page: Page) -> list[str]:
