@@ -6,8 +6,6 @@ as one Add.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import onnx_ir as ir
 
@@ -97,23 +95,12 @@ def _pull_sum(op: Op, k: int, affine: Affine) -> Answer:
     return tuple(ways)
 
 
-def _push_sum(op: Op, affines: Mapping[int, Affine]) -> Answer:
-    """(a + t) ± b = (a ± b) + t; a common scale passes as well."""
-    handed = {i: _result(op, i, a) for i, a in affines.items()}
-    total = None
-    for i, a in handed.items():
-        shift = a.shift if _signs(op)[i] > 0 else -a.shift
-        axis = a.axis if total is None or a.axis is not None else total.axis
-        total = Affine(a.scale, shift if total is None else total.shift + shift, axis)
-    assert total is not None
-    total = Affine.of(total.scale, total.shift, total.axis)
-    first = total.scaling()
-    need(
-        all(a.scaling().same(first) for a in handed.values()),
-        Reason.PARTS_DISAGREE,
-        f"the operands of {op.type} {op.name!r} have different scales",
-    )
-    rest = [i for i in range(len(op.node.inputs)) if i not in affines]
+def _push_sum(op: Op, inputs: tuple[int, ...], affine: Affine) -> Answer:
+    """(a + t) ± b = (a ± b) + t; the scale passes as well if every operand has it."""
+    net = DoubleDouble.of(float(sum(_signs(op)[i] for i in inputs)))
+    behind = _result(op, inputs[0], affine)
+    total = Affine.of(behind.scale, behind.shift * net, behind.axis)
+    rest = [i for i in range(len(op.node.inputs)) if i not in inputs]
     absorbed = _absorbed(op, rest, total)
     if absorbed is not None:
         return absorbed
@@ -153,11 +140,11 @@ def _pull_product(op: Op, k: int, affine: Affine) -> Answer:
     return pull_scale(op, affine, *ways)
 
 
-def _push_product(op: Op, affines: Mapping[int, Affine]) -> Answer:
+def _push_product(op: Op, inputs: tuple[int, ...], affine: Affine) -> Answer:
     """(s·a + t)·c = s·(a·c) + t·c for a number c; for any other factor the shift stays."""
-    if len(affines) > 1 or (op.type == "Div" and 1 in affines):
-        raise Declined(Reason.NOT_LINEAR, f"{op.type} {op.name!r} is not linear in {op.need_input(0).name!r}")
-    ((i, affine),) = affines.items()
+    if len(inputs) > 1 or (op.type == "Div" and inputs == (1,)):
+        raise Declined(Reason.NOT_LINEAR, f"{op.type} {op.name!r} is not linear in that operand")
+    (i,) = inputs
     behind = _result(op, i, affine)
     factor = op.constant(1 - i)
     if factor is not None and factor.base.size == 1 and factor.exact().shape in ((), (1,)):
@@ -173,10 +160,10 @@ def _pull_homogeneous(op: Op, k: int, affine: Affine) -> Answer:
     return pull_scale(op, affine, {0: affine.scaling()})
 
 
-def _push_homogeneous(op: Op, affines: Mapping[int, Affine]) -> Answer:
-    need(set(affines) == {0}, Reason.NOT_LINEAR, f"the slope of {op.type} {op.name!r}")
-    need_positive(op, affines[0])
-    return push_scale(op, affines[0], affines[0].scaling())
+def _push_homogeneous(op: Op, inputs: tuple[int, ...], affine: Affine) -> Answer:
+    need(inputs == (0,), Reason.NOT_LINEAR, f"the slope of {op.type} {op.name!r}")
+    need_positive(op, affine)
+    return push_scale(op, affine, affine.scaling())
 
 
 # Pad
@@ -227,9 +214,8 @@ def _pull_pad(op: Op, k: int, affine: Affine) -> Answer:
     return Move({0: affine, **move.inputs}, attributes=move.attributes)
 
 
-def _push_pad(op: Op, affines: Mapping[int, Affine]) -> Answer:
-    need(set(affines) == {0}, Reason.NOT_LINEAR, f"the padding of {op.name!r}")
-    affine = affines[0]
+def _push_pad(op: Op, inputs: tuple[int, ...], affine: Affine) -> Answer:
+    need(inputs == (0,), Reason.NOT_LINEAR, f"the padding of {op.name!r}")
     need(affine.is_invertible or not _pads(op), Reason.PADDING, f"Pad {op.name!r} and a scale of 0")
     inverse = (
         Affine(_ONE / affine.scale, -affine.shift / affine.scale, affine.axis)

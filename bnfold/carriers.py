@@ -7,7 +7,7 @@ Each is a pair of functions from affine to affine: `back` from behind the operat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +43,7 @@ class Carrier:
     @property
     def push(self) -> Push:
         """As an entry of the push table."""
-        return lambda op, affines: Move(outputs={0: self.forth(op, _first_input(op, affines))})
+        return lambda op, inputs, affine: Move(outputs={0: self.forth(_first_input(op, inputs), affine)})
 
 
 def _first_output(op: Op, k: int) -> Op:
@@ -51,9 +51,9 @@ def _first_output(op: Op, k: int) -> Op:
     return op
 
 
-def _first_input(op: Op, affines: Mapping[int, Affine]) -> Affine:
-    need(set(affines) == {0}, Reason.NOT_LINEAR, f"input {max(affines)} of {op.type} {op.name!r}")
-    return affines[0]
+def _first_input(op: Op, inputs: tuple[int, ...]) -> Op:
+    need(inputs == (0,), Reason.NOT_LINEAR, f"input {inputs[-1]} of {op.type} {op.name!r}")
+    return op
 
 
 def _unchanged(*guards: Callable[[Op, Affine], None]) -> Carrier:

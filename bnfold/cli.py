@@ -7,9 +7,11 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -132,7 +134,9 @@ def optimize(
     to_stdout = not dry_run and STREAM in ((source, target) if target is None else (target,))
     if to_stdout and sys.stdout.isatty():
         raise click.UsageError("the model would go to the terminal; redirect it, or name a file with -o")
-    report = bnfold.optimize(source, target, dry_run=dry_run, **how)
+    with _interrupts_later():
+        work = bnfold.optimize
+    report = work(source, target, dry_run=dry_run, **how)
     if as_json:
         from .render import as_json as render
 
@@ -151,7 +155,9 @@ def inspect(source: str, as_json: bool, verbose: int, **how: Any) -> None:
 
     Also what is stored in each, and why those that stay do. Nothing is written.
     """
-    report = bnfold.inspect(source, **how)
+    with _interrupts_later():
+        work = bnfold.inspect
+    report = work(source, **how)
     if as_json:
         from .render import as_json as render
 
@@ -170,6 +176,19 @@ def explain(code: str | None) -> None:
 
     text = "\n\n".join(explained(reason, _page()) for reason in bnfold.Reason if reason == code)
     _print(text or reasons(_page()))
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Native modules abort when Ctrl-C hits them while they are being imported, so there it has to wait."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _page(verbose: int = 0, *, err: bool = False) -> Page:

@@ -42,8 +42,8 @@ Answer = Move | tuple[Move, ...]
 Pull = Callable[[Op, int, Affine], Answer]
 """From a node, the number of one of its outputs, and the affine that follows there."""
 
-Push = Callable[[Op, Mapping[int, Affine]], Answer]
-"""From a node and the affines that precede its inputs."""
+Push = Callable[[Op, tuple[int, ...], Affine], Answer]
+"""From a node, the numbers of those of its inputs that read one value, and the affine that precedes it."""
 
 
 def need(condition: bool, reason: Reason, detail: str) -> None:

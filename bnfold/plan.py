@@ -225,7 +225,7 @@ class _Attempt:
             if rule is None:
                 raise _no_rule(self.facts, node)
             with well_formed(node):
-                move = self._choose(rule(self.facts.op(node), dict.fromkeys(indices, affine)))
+                move = self._choose(rule(self.facts.op(node), tuple(indices), affine))
             if move.left is not None:
                 self._leave(value, move.left, node)
             self._change_inputs(node, move)

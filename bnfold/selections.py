@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,19 +26,18 @@ def _pull_concat(op: Op, k: int, affine: Affine) -> Answer:
     return Move(dict(zip(inputs, affine.split([op.need_dim(i, axis) for i in inputs]), strict=True)))
 
 
-def _push_concat(op: Op, affines: Mapping[int, Affine]) -> Answer:
-    """On the axis of the affine, the other branches carry the identity; else all must carry the same."""
-    inputs, axis = range(len(op.node.inputs)), _axis(op, 1)
-    first, *others = affines.values()
-    if len(affines) == len(inputs) and first.axis != axis and all(a.same(first) for a in others):
-        return Move(outputs={0: first})
+def _push_concat(op: Op, inputs: tuple[int, ...], affine: Affine) -> Answer:
+    """On the axis of the affine, the other branches carry the identity; else all must carry the affine."""
+    branches, axis = range(len(op.node.inputs)), _axis(op, 1)
+    if len(inputs) == len(branches) and affine.axis != axis:
+        return Move(outputs={0: affine})
     need(
-        all(a.axis in (None, axis) for a in affines.values()),
+        affine.axis in (None, axis),
         Reason.PARTS_DISAGREE,
-        f"Concat {op.name!r} joins along axis {axis}, the affine of one branch is on axis {first.axis}",
+        f"Concat {op.name!r} joins along axis {axis}, the affine of one branch is on axis {affine.axis}",
     )
-    parts = [affines.get(i, identity()) for i in inputs]
-    return Move(outputs={0: join(parts, [op.need_dim(i, axis) for i in inputs], axis)})
+    parts = [affine if i in inputs else identity() for i in branches]
+    return Move(outputs={0: join(parts, [op.need_dim(i, axis) for i in branches], axis)})
 
 
 def _split_parts(op: Op, axis: int) -> list[Index]:
@@ -64,8 +61,8 @@ def _pull_split(op: Op, k: int, affine: Affine) -> Answer:
     return Move({0: affine.spread(len(parts[k]), axis).placed(parts[k], int(parts[-1][-1]) + 1)})
 
 
-def _push_split(op: Op, affines: Mapping[int, Affine]) -> Answer:
-    affine, axis = _data(op, affines), _axis(op, 0)
+def _push_split(op: Op, inputs: tuple[int, ...], affine: Affine) -> Answer:
+    axis = _axis(op, 0)
     if affine.axis != axis:
         return Move(outputs=dict.fromkeys(range(len(op.node.outputs)), affine))
     return Move(outputs={k: affine.taken(part) for k, part in enumerate(_split_parts(op, axis))})
@@ -94,8 +91,8 @@ def _pull_slice(op: Op, k: int, affine: Affine) -> Answer:
     return Move({0: affine.placed(chosen, op.need_dim(0, affine.axis))})
 
 
-def _push_slice(op: Op, affines: Mapping[int, Affine]) -> Answer:
-    affine = _data(op, affines)
+def _push_slice(op: Op, inputs: tuple[int, ...], affine: Affine) -> Answer:
+    _need_data(op, inputs)
     chosen = None if affine.axis is None else _sliced(op, affine.axis)
     return Move(outputs={0: affine if chosen is None else affine.taken(chosen)})
 
@@ -124,8 +121,9 @@ def _pull_gather(op: Op, k: int, affine: Affine) -> Answer:
     return Move({0: placed})
 
 
-def _push_gather(op: Op, affines: Mapping[int, Affine]) -> Answer:
-    affine, axis = _data(op, affines), _axis(op, 0)
+def _push_gather(op: Op, inputs: tuple[int, ...], affine: Affine) -> Answer:
+    _need_data(op, inputs)
+    axis = _axis(op, 0)
     if affine.axis is None or affine.axis < axis:
         return Move(outputs={0: affine})
     rank = op.need_rank(1)
@@ -135,9 +133,8 @@ def _push_gather(op: Op, affines: Mapping[int, Affine]) -> Answer:
     return Move(outputs={0: affine.taken(np.atleast_1d(_gathered(op, axis)))})
 
 
-def _data(op: Op, affines: Mapping[int, Affine]) -> Affine:
-    need(set(affines) == {0}, Reason.NOT_LINEAR, f"input {max(affines)} of {op.type} {op.name!r}")
-    return affines[0]
+def _need_data(op: Op, inputs: tuple[int, ...]) -> None:
+    need(inputs == (0,), Reason.NOT_LINEAR, f"input {inputs[-1]} of {op.type} {op.name!r}")
 
 
 PULL: dict[str, Pull] = {

@@ -6,7 +6,7 @@ A bias is simply the input to which the whole affine goes; where it is absent, i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -23,10 +23,9 @@ from .sources import deviation, need_inference
 _ONE = DoubleDouble.of(1.0)
 
 
-def _need_data(op: Op, affines: Mapping[int, Affine], data: int = 0) -> Affine:
-    """The affine before the data input, and before nothing else."""
-    need(set(affines) == {data}, Reason.NOT_CONSTANT, f"{op.type} {op.name!r}: its weights depend on data")
-    return affines[data]
+def _need_data(op: Op, inputs: tuple[int, ...], data: int = 0) -> None:
+    """The affine precedes the data, and nothing else."""
+    need(inputs == (data,), Reason.NOT_CONSTANT, f"{op.type} {op.name!r}: its weights depend on data")
 
 
 def _spread(op: Op, affine: Affine, channels: int, axis: int) -> Affine:
@@ -72,9 +71,9 @@ def _pull_conv(op: Op, k: int, affine: Affine) -> Answer:
     return Move({1: out.scaling(), 2: out})
 
 
-def _push_conv(op: Op, affines: Mapping[int, Affine]) -> Answer:
+def _push_conv(op: Op, inputs: tuple[int, ...], affine: Affine) -> Answer:
     """W'[o, j] = W[o, j]·s_i; b'[o] += Σ_j,k W[o, j, k]·t_i with i = (o ÷ (O/g))·(I/g) + j."""
-    affine = _need_data(op, affines)
+    _need_data(op, inputs)
     need_on(op, affine, 1)
     outputs, per_group = _size(op, 1, 0), _size(op, 1, 1)
     groups = op.integer("group", 1)
@@ -122,21 +121,21 @@ def _per_axis(op: Op, name: str, kernel: Sequence[int]) -> Sequence[int]:
 def _pull_conv_transpose(op: Op, k: int, affine: Affine) -> Answer:
     """W'[i, j] = W[i, j]·s_o; b' = s·b + t with o = (i ÷ (I/g))·(O/g) + j."""
     need_on(op, affine, 1)
-    inputs, per_group, groups = _size(op, 1, 0), _size(op, 1, 1), op.integer("group", 1)
+    channels, per_group, groups = _size(op, 1, 0), _size(op, 1, 1), op.integer("group", 1)
     out = _spread(op, affine, per_group * groups, 0)
     if groups == 1:
         return Move({1: out.scaling().at(1), 2: out})
-    o = np.arange(inputs)[:, None] // (inputs // groups) * per_group + np.arange(per_group)
+    o = np.arange(channels)[:, None] // (channels // groups) * per_group + np.arange(per_group)
     scale = out.scale[o].reshape(*o.shape, *(1,) * (op.need_rank(1) - 2))
     return Move({1: Elementwise(scale) if out.has_scale else Elementwise(), 2: out})
 
 
-def _push_conv_transpose(op: Op, affines: Mapping[int, Affine]) -> Answer:
+def _push_conv_transpose(op: Op, inputs: tuple[int, ...], affine: Affine) -> Answer:
     """W'[i] = W[i]·s_i. The shift is a bias only where every output sees every tap."""
-    affine = _need_data(op, affines)
+    _need_data(op, inputs)
     need_on(op, affine, 1)
-    inputs, per_group, groups = _size(op, 1, 0), _size(op, 1, 1), op.integer("group", 1)
-    affine = _spread(op, affine, inputs, 0)
+    channels, per_group, groups = _size(op, 1, 0), _size(op, 1, 1), op.integer("group", 1)
+    affine = _spread(op, affine, channels, 0)
     if not affine.has_shift:
         return Move({1: affine.scaling()})
     need(
@@ -147,7 +146,7 @@ def _push_conv_transpose(op: Op, affines: Mapping[int, Affine]) -> Answer:
     weights = op.need_constant(1).exact()
     rank = len(weights.shape)
     t = affine.shift.reshape(groups, -1, *(1,) * (rank - 1))
-    grouped = weights.reshape(groups, inputs // groups, *weights.shape[1:])
+    grouped = weights.reshape(groups, channels // groups, *weights.shape[1:])
     terms = grouped * t  # [g, I/g, O/g, k]
     rows = DoubleDouble(np.moveaxis(terms.hi, 2, 1), np.moveaxis(terms.lo, 2, 1))
     bias = rows.reshape(groups * per_group, -1).sum(1)
@@ -181,9 +180,9 @@ def _pull_gemm(op: Op, k: int, affine: Affine) -> Answer:
     return _with_addend(op, {1: out.scaling().at(columns)}, out)
 
 
-def _push_gemm(op: Op, affines: Mapping[int, Affine]) -> Answer:
+def _push_gemm(op: Op, inputs: tuple[int, ...], affine: Affine) -> Answer:
     """B' = diag(s)·B; C' = beta·C + alpha·t·B, and beta' = 1."""
-    affine = _need_data(op, affines)
+    _need_data(op, inputs)
     need(not op.integer("transA", 0), Reason.AXIS, f"Gemm {op.name!r} transposes its data")
     need_on(op, affine, 1)
     rows = 1 if op.integer("transB", 0) else 0
@@ -243,19 +242,19 @@ def _pull_matmul(op: Op, k: int, affine: Affine) -> Answer:
     return pull_scale(op, affine, {operand: scale.at(axis)})
 
 
-def _push_matmul(op: Op, affines: Mapping[int, Affine]) -> Answer:
+def _push_matmul(op: Op, inputs: tuple[int, ...], affine: Affine) -> Answer:
     """(X·diag(s) + t)·W = X·(diag(s)·W) + t·W, and the mirror image for W on the left."""
-    data = 1 if 1 in affines else 0
-    affine = _need_data(op, affines, data)
+    data = inputs[-1]
+    _need_data(op, inputs, data)
     ranks = op.need_rank(0), op.need_rank(1)
     weight = 1 - data
     contracted = ranks[data] - (1 if data == 0 or ranks[data] == 1 else 2)
     need_on(op, affine, contracted)
     axis = ranks[weight] - (1 if weight == 0 or ranks[weight] == 1 else 2)
     affine = _spread(op, affine, _size(op, weight, axis), axis)
-    inputs = {weight: affine.scaling()}
+    change = {weight: affine.scaling()}
     if not affine.has_shift:
-        return Move(inputs)
+        return Move(change)
     need(
         ranks[weight] == 2 and ranks[data] >= 2,
         Reason.SHIFT,
@@ -264,7 +263,7 @@ def _push_matmul(op: Op, affines: Mapping[int, Affine]) -> Answer:
     t = affine.shift.reshape(*(-1 if a == axis else 1 for a in (0, 1)))
     left = _weighted_sum(op.need_constant(weight).exact(), t, 1 - axis)
     behind = ranks[data] - (1 if data == 0 else 2)
-    return Move(inputs, outputs={0: Affine.of(None, left, behind)})
+    return Move(change, outputs={0: Affine.of(None, left, behind)})
 
 
 # Normalizations
@@ -278,9 +277,9 @@ def _pull_batchnorm(op: Op, k: int, affine: Affine) -> Answer:
     return Move({1: out.scaling(), 2: out})
 
 
-def _push_batchnorm(op: Op, affines: Mapping[int, Affine]) -> Answer:
+def _push_batchnorm(op: Op, inputs: tuple[int, ...], affine: Affine) -> Answer:
     """scale' = s·scale; bias' = bias + scale/√(var+ε)·(t - mean + s·mean)."""
-    affine = _need_data(op, affines)
+    _need_data(op, inputs)
     need_inference(op)
     need_on(op, affine, 1)
     affine = _spread(op, affine, _size(op, 1, 0), 0)

@@ -85,10 +85,7 @@ EXPORTED = {
 }
 REAL = {
     "real/burn-onnx__mnist": [Row((2, 0))],
-    "real/ccf-bdci-2024-tpu-ocr-de__ch_PP-OCRv3_det_infer": [
-        # of one channel of each of these four, the folded weights would be some 1e-78: less than float32 can hold
-        Row((49, 4), (2, 0), {Reason.UNDERFLOW: 4}, sizes=SMALL)
-    ],
+    "real/ccf-bdci-2024-tpu-ocr-de__ch_PP-OCRv3_det_infer": [Row((49, 0), (2, 0), sizes=SMALL)],
     "real/ccf-bdci-2024-tpu-ocr-de__ch_ppocr_mobile_v2.0_cls_infer": [Row((35, 0), (1, 1), sizes=SMALL)],
     "real/deeploy__Autoencoder2D_STD_network": [Row((2, 0), (0, 1))],
     "real/deeploy__Models_Autoencoder1D_network": [
@@ -195,8 +192,10 @@ def test_models(name: str, row: Row) -> None:
     before = load(name)
     after, report = prove(before, freeze_initializers=row.freeze)
     assert_as_expected(report, row)
-    if report.modified and name not in SAME_FILES:
-        assert_same_function(before, after, feeds(before, row))
+    if len(report.kept) == len(report.decisions):
+        assert (after.graph.node, after.graph.initializer) == (before.graph.node, before.graph.initializer)
+    elif name not in SAME_FILES:
+        assert_same_function(in_order(before), in_order(after), feeds(before, row))
 
 
 @pytest.mark.parametrize("name", LIGHT_MODELS)
@@ -214,6 +213,10 @@ def test_light_models(name: str) -> None:
 @pytest.mark.parametrize("name", LIGHT_MODELS)
 def test_light_models_with_random_weights(name: str) -> None:
     before = with_random_weights(load(name))
+    if name == "light_densenet121":  # it ends in a global pool, so it runs at any size
+        (image,) = [v for v in before.graph.input if v.name == "data_0"]
+        for dim in image.type.tensor_type.shape.dim[2:]:
+            dim.dim_value = 64
     work = ir.from_proto(before)
     assert_as_expected(fold(work), LIGHT_MODELS[name])
     assert_same_function(before, ir.to_proto(work), inputs(before))
@@ -234,6 +237,14 @@ def test_the_tables_are_complete() -> None:
 
 
 # --- The same function? -------------------------------------------------------------------------------
+
+
+def in_order(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its nodes in an order in which they can be run, as some are not stored."""
+    model = ir.from_proto(proto)
+    model.graph.sort()
+    ordered: onnx.ModelProto = ir.to_proto(model)
+    return ordered
 
 
 def feeds(proto: onnx.ModelProto, row: Row) -> dict[str, Array]:

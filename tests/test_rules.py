@@ -829,7 +829,7 @@ def test_pull(case: Case, variant: str) -> None:
 def test_push(case: Case, variant: str) -> None:
     proto, affine = case.proto, case.on.numbers(variant)
     read = [proto.graph.node[0].input[i] for i in case.at]
-    for move in _moves(PUSH[case.operator](_op(proto), dict.fromkeys(case.at, affine))):
+    for move in _moves(PUSH[case.operator](_op(proto), case.at, affine)):
         ahead = {} if move.left is None else dict.fromkeys(read, move.left)
         _assert_law(proto, move, dict.fromkeys(read, affine), {}, ahead, move.outputs)
 
@@ -844,7 +844,7 @@ def test_pull_refused(case: Case, variant: str) -> None:
 @pytest.mark.parametrize(("case", "variant"), variants(PUSHES_REFUSED))
 def test_push_refused(case: Case, variant: str) -> None:
     with pytest.raises(Declined) as refusal:
-        PUSH[case.operator](_op(case.proto), dict.fromkeys(case.at, case.on.numbers(variant)))
+        PUSH[case.operator](_op(case.proto), case.at, case.on.numbers(variant))
     assert refusal.value.reason is case.reason, refusal.value.detail
 
 

@@ -1,0 +1,239 @@
+"""Plants faults in the engine, one at a time, and expects red tests: `python tests/mutants.py [WORD]`.
+
+Each fault is one edit of one line, made in a temporary copy of the package, and is run against the tests that
+ought to notice it. The exit code is 1 if a fault survives, or if the tests are red without one. With WORD,
+only the faults whose file or description contains it are planted.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+_LAW = ["test_rules"]
+_FOLDS = ["test_fold", "test_fold_names", "test_reasons", "test_fold_wrong_elsewhere", "test_fold_nobody"]
+TESTS = {
+    "double_double": ["test_double_double", "test_constants"],
+    "affine": ["test_affine"],
+    "constants": ["test_constants"],
+    "chains": ["test_sources", "test_fold"],
+    "facts": ["test_sources", *_LAW],
+    "sources": ["test_sources", "test_constants"],
+    "moves": _LAW,
+    "carriers": _LAW,
+    "arithmetic": _LAW,
+    "selections": _LAW,
+    "sinks": _LAW,
+    "plan": [*_FOLDS, "test_constants"],
+    "edit": _FOLDS,
+}
+"""Where the faults of each module ought to be noticed."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault.
+
+    Attributes:
+        module: The file in bnfold.
+        what: The fault in words.
+        before: Text that occurs once in the file.
+        after: What takes its place.
+    """
+
+    module: str
+    what: str
+    before: str
+    after: str
+
+    @property
+    def source(self) -> str:
+        return (ROOT / "bnfold" / f"{self.module}.py").read_text()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the text is still there, once."""
+        return self.source.count(self.before) == 1
+
+
+M = Mutant
+# fmt: off
+MUTANTS = [
+    M("sources", "epsilon is dropped", 'var + DoubleDouble.of(op.real("epsilon", _EPSILON))', "var"),
+    M("sources", "epsilon of the file is ignored", 'op.real("epsilon", _EPSILON)', "_EPSILON"),
+    M("sources", "epsilon is not the float32", "float(np.float32(1e-5))", "1e-5"),
+    M("sources", "the bias is forgotten", "bias - s * mean, 1)", "-(s * mean), 1)"),
+    M("sources", "the mean is not scaled", "bias - s * mean, 1)", "bias - mean, 1)"),
+    M("sources", "training_mode is ignored", 'bool(op.integer("training_mode", 0))', "False"),
+    M("sources", "opset bound of training_mode off by one", "if op.opset >= 14:", "if op.opset >= 13:"),
+    M("sources", "opset bound of is_test off by one", "elif op.opset >= 7:", "elif op.opset >= 6:"),
+    M("sources", "is_test is inference by default",
+      'not op.integer("is_test", 0)', 'not op.integer("is_test", 1)'),
+    M("sources", "spatial is ignored", 'not op.integer("spatial", 1)', "False"),
+    M("sources", "two outputs are fine", "if outputs != 1:", "if outputs > 2:"),
+    M("sources", "empty outputs count", "sum(1 for o in op.node.outputs if o.name)", "len(op.node.outputs)"),
+    M("sources", "a variance of -epsilon is fine", "np.all(raised.hi > 0.0)", "np.all(raised.hi >= 0.0)"),
+    M("sources", "a constant may broadcast the data", "if size != shape[k]:", "if size < shape[k] < size:"),
+    M("sources", "Sub of data has no sign",
+      "scale = DoubleDouble.of(-1.0 if negative and i == 0 else 1.0)", "scale = DoubleDouble.of(1.0)"),
+    M("sources", "a run goes on behind a graph output",
+      "len(uses) != 1 or value.is_graph_output()", "len(uses) != 1"),
+    M("sources", "a run goes on behind a second reader", "len(uses) != 1 or value", "not uses or value"),
+    M("facts", "an overridable initializer is a constant",
+      "value.is_graph_input() and self.model.ir_version >= 4",
+      "value.is_graph_input() and self.model.ir_version >= 9"),
+    M("facts", "operands are aligned to the right in every opset",
+      "if self.opset < 7 and i == 1 and", "if self.opset < 6 and i == 1 and"),
+    M("chains", "steps of Slice are ignored", "slice(start, stop, step)", "slice(start, stop)"),
+    M("chains", "Unsqueeze adds no axes", "np.expand_dims(x, given or ())", "x"),
+    M("affine", "composition the wrong way round",
+      "after.scale * self.shift + after.shift", "self.scale * after.shift + self.shift"),
+    M("affine", "repeat tiles", "self._each(lambda a: a.repeat(n))", "self._each(lambda a: a.tile(n))"),
+    M("affine", "a scale of 0 is positive", "self.scale.hi > 0.0", "self.scale.hi >= 0.0"),
+    M("affine", "only the scale must be uniform",
+      "_is_uniform(scale) and _is_uniform(shift)", "_is_uniform(scale)"),
+    M("affine", "s·x + t = s·(x + t)",
+      "Affine.of(None, self.shift / self.scale, self.axis)", "self.shifting()"),
+    M("constants", "the first look has no doubt", "np.nonzero(low != high)", "np.nonzero(low != low)"),
+    M("constants", "float16 may collapse",
+      "self.dtype == np.float16 and np.any(", "self.dtype is None and np.any("),
+    M("constants", "a scale forgets the shift before it",
+      "shift = None if shift is None else change.scale * shift", "shift = shift"),
+    M("double_double", "float64 is enough",
+      "return DoubleDouble(*_quick_two_sum(q, rest / other.hi))", "return DoubleDouble(q, np.zeros_like(q))"),
+    M("double_double", "rounded twice",
+      "return narrow(_to_odd(nearest, (hi - nearest) + lo), dtype)", "return narrow(nearest, dtype)"),
+    M("carriers", "Transpose the other way round",
+      "affine.at(_permutation(op)[affine.axis])", "affine.at(_permutation(op).index(affine.axis))"),
+    M("carriers", "counted padding is ignored",
+      "not counted or not affine.has_shift, Reason.PADDING", "True or not affine.has_shift, Reason.PADDING"),
+    M("carriers", "MaxPool takes negative scales",
+      '"MaxPool": _unchanged(_not_spatial, need_positive, _alone)',
+      '"MaxPool": _unchanged(_not_spatial, _alone)'),
+    M("carriers", "MaxPool's indices may be read",
+      '"MaxPool": _unchanged(_not_spatial, need_positive, _alone)',
+      '"MaxPool": _unchanged(_not_spatial, need_positive)'),
+    M("carriers", "DCR is CRD",
+      'return affine.repeat(squared) if op.text("mode", "DCR") == "CRD"',
+      'return affine.repeat(squared) if op.text("mode", "DCR") == "DCR"'),
+    M("carriers", "Dropout is at rest in opset 6",
+      "if op.opset < 7:\n        active = not", "if op.opset < 6:\n        active = not"),
+    M("carriers", "Reshape tiles nothing",
+      "return affine.tile(size // channels).at(axis)", "return affine.repeat(size // channels).at(axis)"),
+    M("carriers", "ReduceSum keeps its shift", "before.shift / n", "before.shift"),
+    M("carriers", "Cast from integers", '"Cast": _unchanged(_between_floats)', '"Cast": _unchanged()'),
+    M("carriers", "Resize of the affine's axis",
+      "before == after, Reason.AXIS", "before <= after, Reason.AXIS"),
+    M("arithmetic", "both operands take the shift",
+      "{**scaled, **{i: h for i, h in handed.items() if h is not None}}",
+      "dict.fromkeys(range(len(op.node.inputs)), affine)"),
+    M("arithmetic", "Sub has no sign", '(1, -1) if op.type == "Sub" else', '(1, 1) if op.type == "Sub" else'),
+    M("arithmetic", "a divisor takes the scale",
+      'if op.type == "Div" and i == 1:', 'if op.type == "Div" and i == 2:'),
+    M("arithmetic", "Relu takes negative scales",
+      "    need_positive(op, affine)\n    return pull_scale", "    return pull_scale"),
+    M("arithmetic", "every channel is padded alike", "images.is_uniform()", "images.is_finite()"),
+    M("moves", "the shift stays unscaled before Relu",
+      "left=affine.shift_before()", "left=affine.shifting()"),
+    M("selections", "Gather may disagree with itself",
+      "need(placed.taken(index).same(affine)", "need(bool(index.size)"),
+    M("selections", "Split begins at 0", "np.arange(end - size, end)", "np.arange(size)"),
+    M("selections", "Slice ignores its steps", "[start:stop:step]", "[start:stop]"),
+    M("sinks", "a padded Conv takes a shift",
+      "need(not _is_padded(op), Reason.PADDING", "need(True, Reason.PADDING"),
+    M("sinks", "SAME pads nothing", "* stride + reach > size", "* stride + reach > size + reach"),
+    M("sinks", "groups of Conv are mixed", "// (outputs // groups) * per_group", "// groups * per_group"),
+    M("sinks", "groups of ConvTranspose are mixed",
+      "// (channels // groups) * per_group", "// groups * per_group"),
+    M("sinks", "pads cut off nothing of ConvTranspose", "all(p >= r for", "all(p >= r - 1 for"),
+    M("sinks", "alpha is ignored", 'DoubleDouble.of(op.real("alpha", 1.0))', "_ONE"),
+    M("sinks", "beta is ignored",
+      'scale = out.scale * DoubleDouble.of(op.real("beta", 1.0))', "scale = out.scale"),
+    M("sinks", "beta stays",
+      'return {} if op.real("beta", 1.0) == 1.0 else', 'return {} if op.real("beta", 1.0) != 0.0 else'),
+    M("sinks", "transB is ignored", 'columns = 0 if op.integer("transB", 0) else 1', "columns = 1"),
+    M("sinks", "the mean of a second normalization is forgotten",
+      "(affine.shift + (affine.scale - _ONE) * mean)", "affine.shift"),
+    M("plan", "a graph output on the way",
+      "    if value.is_graph_output():\n        raise Declined(Reason.GRAPH_OUTPUT",
+      "    if value is None:\n        raise Declined(Reason.GRAPH_OUTPUT"),
+    M("plan", "other readers on the way",
+      "        if other is not reader:\n            reason", "        if other is None:\n            reason"),
+    M("plan", "what fails the measure is done",
+      "if best is not None and best.gain < (0, 0, 0):", "if best is not None:"),
+    M("plan", "a merge forgets the mean", "2: whole.shift + whole.scale * mean", "2: whole.shift"),
+    M("plan", "constants are not checked", "        new.check(name)\n", ""),
+    M("edit", "new names may be taken", "while name in taken:", "while name in ():"),
+    M("edit", "values on the way keep their names",
+      "value.name = self.names.value(value.name, \"_folded\")\n        match", "pass\n        match"),
+    M("edit", "legacy Add without its attributes", '[ir.AttrInt64("broadcast", 1)]', "[]"),
+    M("edit", "a removed run forgets its Identity",
+      "elif data.producer() is None or data.is_graph_output()", "elif data.is_graph_output()"),
+]
+# fmt: on
+
+
+def survives(mutant: Mutant) -> bool:
+    """Whether the tests are green although the fault is there."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        _copy_into(copy)
+        (copy / "bnfold" / f"{mutant.module}.py").write_text(
+            mutant.source.replace(mutant.before, mutant.after)
+        )
+        return _are_green(copy, TESTS[mutant.module])
+
+
+def _copy_into(folder: Path) -> None:
+    for part in ("bnfold", "tests"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
+def _are_green(folder: Path, tests: Sequence[str]) -> bool:
+    """Run tests in a folder; an error that is no failed test is no verdict."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += [f"tests/{test}.py" for test in tests]
+    # The folder comes before an installed bnfold.
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(
+            f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
+    return done.returncode == 0
+
+
+def main(word: str = "") -> int:
+    chosen = [m for m in MUTANTS if word in m.module or word in m.what]
+    outdated = [m for m in chosen if not m.is_current]
+    for mutant in outdated:
+        print(f"outdated   {mutant.module:<14} {mutant.what}: {mutant.before!r} is not there once")
+    with tempfile.TemporaryDirectory() as folder:
+        _copy_into(Path(folder))
+        tests = sorted({test for mutant in chosen for test in TESTS[mutant.module]})
+        if not _are_green(Path(folder), tests):
+            print("the tests are red without any fault: mend that first")
+            return 1
+    planted = [m for m in chosen if m.is_current]
+    survivors = 0
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for mutant, survived in zip(planted, pool.map(survives, planted), strict=True):
+            survivors += survived
+            print(
+                f"{'SURVIVED' if survived else 'noticed':<10} {mutant.module:<14} {mutant.what}", flush=True
+            )
+    print(f"{len(planted) - survivors} of {len(planted)} faults noticed, {len(outdated)} outdated")
+    return int(survivors > 0 or bool(outdated) or not chosen)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(*sys.argv[1:2]))
