@@ -33,7 +33,7 @@ run by onnxruntime with optimizations disabled on one seeded input. `crash`: a s
 `fails`: it returned an exit code other than 0, or no file. `invalid`: onnxruntime does not run the
 result. `differs`: other inputs, outputs, shapes, integers, or places of NaN. `?`: the original does not
 run either, so there is no telling. A result is wrong when it is invalid, differs, or errs by more than
-{ERROR_BAR:g}."""
+{ERROR_BAR:g}. `*`: inputs with a default value are gone, so the result no longer lets a caller set them."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Outcome:
             return "time-out" if self.done.timed_out else "crash" if self.done.crashed else "fails"
         error, fault = self.comparison.error, self.comparison.fault
         left = "" if self.count is None else self.count.batchnorms
-        return f"{left} {fault if error is None else format(error, '.0e')}".strip()
+        verdict = fault if error is None else f"{error:.0e}"
+        return f"{left} {verdict}{'*' if self.comparison.frozen else ''}".strip()
 
 
 def main() -> None:
@@ -88,7 +89,11 @@ def main() -> None:
         print(f"{LEGEND}\n")
         print(table(["model", "BN", "affines", *(tool.name for tool in tools)], rows))
         print(f"\nAll {len(rows)} models; one without a right result counts as if nothing was folded:\n")
-        print(table(["tool", "version", f"BN left of {sum(before)}", "no result", "wrong"], totals))
+        print(
+            table(
+                ["tool", "version", f"BN left of {sum(before)}", "no result", "wrong", "inputs gone"], totals
+            )
+        )
 
 
 def _options() -> argparse.Namespace:
@@ -128,7 +133,8 @@ def _total(tool: Tool, before: list[int], outcomes: Sequence[Outcome]) -> list[s
     )
     failures = sum(bool(made.done.failure) for made in outcomes)
     wrong = sum(made.wrong for made in outcomes)
-    return [tool.name, tool.version, str(left), str(failures), str(wrong)]
+    frozen = sum(made.comparison.frozen > 0 for made in outcomes)
+    return [tool.name, tool.version, str(left), str(failures), str(wrong), str(frozen)]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,11 +57,14 @@ class Comparison:
             and every Relu output that both models name alike. None with a fault.
         fault: Why there is no figure; None with one.
         detail: The fault's particulars, or "".
+        frozen: How many inputs with a default value (initializers that a caller may override, from IR
+            version 4 on) the result has lost: the same function, for those who never override them.
     """
 
     error: float | None = None
     fault: Fault | None = None
     detail: str = ""
+    frozen: int = 0
 
 
 def judge(original: Path, result: Path, *, timeout: float) -> tuple[Count | None, Comparison]:
@@ -73,9 +76,8 @@ def judge(original: Path, result: Path, *, timeout: float) -> tuple[Count | None
     if len(lines) < 2:
         why = Fault.UNKNOWN if child.timed_out else Fault.INVALID
         return count, Comparison(fault=why, detail=child.failure)
-    comparison = lines[1]
-    fault = Fault(comparison["fault"]) if comparison["fault"] else None
-    return count, Comparison(comparison["error"], fault, comparison["detail"])
+    compared = Comparison(**lines[1])
+    return count, replace(compared, fault=Fault(compared.fault) if compared.fault else None)
 
 
 def main() -> None:
@@ -148,7 +150,8 @@ def compare(original: onnx.ModelProto, result: onnx.ModelProto) -> Comparison:
     try:
         names = [output.name for output in reference.get_outputs()]
         triples = zip(names, expected, actual, strict=True)
-        return Comparison(max(_error(a, b, at_least=float(name in sigmoids)) for name, a, b in triples))
+        error = max(_error(a, b, at_least=float(name in sigmoids)) for name, a, b in triples)
+        return Comparison(error, frozen=len(_overridable(reference) - _overridable(candidate)))
     except ValueError as error:
         return Comparison(fault=Fault.DIFFERS, detail=str(error))
 
@@ -177,6 +180,10 @@ def _session(model: onnx.ModelProto, shared: list[str]) -> onnxruntime.Inference
 
 def _signature(session: onnxruntime.InferenceSession) -> list[list[tuple[str, str]]]:
     return [[(i.name, i.type) for i in side] for side in (session.get_inputs(), session.get_outputs())]
+
+
+def _overridable(session: onnxruntime.InferenceSession) -> set[str]:
+    return {value.name for value in session.get_overridable_initializers()}
 
 
 def _feeds(model: onnx.ModelProto) -> dict[str, Any]:

@@ -104,6 +104,12 @@ def to_bytes(model: ir.Model) -> bytes:
     return b"".join(sink.chunks)
 
 
+def is_trainable(model: ir.Model) -> bool:
+    """Whether the file has `training_info`: graphs, unknown to onnx_ir, that use the weights by name."""
+    source = model.meta.get(_META)
+    return isinstance(source, Source) and any(f.number == wire.MODEL_TRAINING for f in source.fields)
+
+
 class Staged:
     """A model that is written but does not count yet; a context manager.
 

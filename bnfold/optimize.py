@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .errors import InputError, NotEquivalent, OutputError, Undecided
 from .facts import Facts, Op
 from .fold import fold
-from .model import load, stage, to_bytes
+from .model import is_trainable, load, stage, to_bytes
 from .report import (
     BatchNormFacts,
     CheckReport,
@@ -140,6 +140,11 @@ def _fold(
     model: ir.Model, origin: str, only: str | None, freeze_initializers: bool, inline_functions: bool
 ) -> FoldReport:
     """`fold`, with errors that name the file as well."""
+    if is_trainable(model):
+        raise InputError(
+            f"{_called(origin)}: has training_info, whose graphs use the weights by name, so they cannot be "
+            "folded; remove it first, or export the model for inference"
+        )
     try:
         return fold(
             model, only=only, freeze_initializers=freeze_initializers, inline_functions=inline_functions

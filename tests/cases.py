@@ -3,8 +3,8 @@
     case("a bias", "c = Conv(x, w, b)  y = BN(c)", "Conv", PULLED, w=(4, 3, 3, 3), b=(4,), **norm(4))
 
 `BN(c)` stands for `BatchNormalization(c, scale, bias, mean, var)`, and `BN2(c)` for the same with `scale2`,
-`bias2`, ... The data come in as `x` and the result goes out as `y`. Every case is folded three times: bare, with
-names and metadata as an exporter writes them, and with all shapes, as the checker of ONNX wants it.
+`bias2`, ... The data come in as `x` and the result goes out as `y`. Every case is folded three times: bare,
+with names and metadata as an exporter writes them, and with all shapes, as the checker of ONNX wants it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import pytest
 from evaluator import evaluate
-from graphs import folded, inputs, model, ops, same
-from onnx import helper
+from graphs import folded, inputs, model, same
+from onnx import numpy_helper
 
 from bnfold import fold
 from bnfold.report import Decision, FoldReport, Outcome, Reason
@@ -309,16 +308,5 @@ def _assert_true_to(
 
 def initializer(proto: onnx.ModelProto, name: str) -> Array:
     """The numbers of an initializer."""
-    from onnx import numpy_helper
-
     (found,) = [t for t in proto.graph.initializer if t.name == name]
     return numpy_helper.to_array(found)
-
-
-def tensor_attribute(name: str, array: npt.ArrayLike) -> onnx.AttributeProto:
-    from onnx import numpy_helper
-
-    return helper.make_attribute(name, numpy_helper.from_array(np.asarray(array)))
-
-
-__all__ = ["MERGED", "PULLED", "PUSHED", "REMOVED", "Case", "case", "check", "compare", "fates", "folded", "ops", "prove"]

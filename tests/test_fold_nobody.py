@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from cases import MERGED, PULLED, PUSHED, Case, case, check
 from graphs import norm
@@ -27,9 +29,9 @@ INTO_SEVERAL_READERS = [
          "GlobalAveragePool Flatten Gemm ReduceMean Gemm", PUSHED,
          gives="float[] z", w=(3, 5), c=(5,), v=(6, 3), **norm(3)),
     case("two slices of the channels",
-         "b = BN(x) p = Slice(b, i0, i1, i1) q = Slice(b, i1, i3, i1) r = Conv(p, u) s = Conv(q, v) y = Add(r, s)",
-         "Slice Slice Conv Conv Add", PUSHED,
-         i0=[0], i1=[1], i3=[3], u=(4, 1, 1, 1), v=(4, 2, 1, 1), **norm(3)),
+         "b = BN(x) p = Slice(b, i0, i1, i1) q = Slice(b, i1, i3, i1) r = Conv(p, u) s = Conv(q, v) y = "
+         "Add(r, s)", "Slice Slice Conv Conv Add", PUSHED, i0=[0], i1=[1], i3=[3], u=(4, 1, 1, 1),
+         v=(4, 2, 1, 1), **norm(3)),
     case("queries, keys and values, each with the one bias as its own Add",
          "b = Mul(x, s) q = MatMul(b, u) k = MatMul(b, v) r = MatMul(b, w) y = Sum(q, k, r)",
          "MatMul MatMul MatMul Sum", PUSHED,
@@ -52,8 +54,8 @@ INTO_GROUPS = [
          "b = Mul(x, s) y = ConvTranspose <group = 2, strides = [2,2]> (b, w)", "ConvTranspose", PUSHED,
          x=WIDE, w=(4, 3, 3, 3), s=(4, 1, 1)),
     case("before a grouped transposed convolution that cuts its border off",
-         "b = BN(x) y = ConvTranspose <group = 2, pads = [2,4,2,4], dilations = [1,2]> (b, w)", "ConvTranspose",
-         PUSHED, x=WIDE, w=(4, 3, 3, 3), **norm(4)),
+         "b = BN(x) y = ConvTranspose <group = 2, pads = [2,4,2,4], dilations = [1,2]> (b, w)",
+         "ConvTranspose", PUSHED, x=WIDE, w=(4, 3, 3, 3), **norm(4)),
 ]
 
 TO_THE_CLASSIFIER = [
@@ -61,8 +63,9 @@ TO_THE_CLASSIFIER = [
          "b = BN(x) p = GlobalAveragePool(b) f = Flatten(p) y = Gemm(f, w, c)",
          "GlobalAveragePool Flatten Gemm", PUSHED, w=(3, 5), c=(5,), **norm(3)),
     case("normalization, average, Squeeze, MatMul, whose shift the bias takes",
-         "b = BN(x) p = ReduceMean <axes = [2,3], keepdims = 1> (b) f = Squeeze(p, i) m = MatMul(f, w) y = Add(m, c)",
-         "ReduceMean Squeeze MatMul Add", PUSHED, Reason.SHIFT, i=[2, 3], w=(3, 5), c=(5,), **norm(3)),
+         "b = BN(x) p = ReduceMean <axes = [2,3], keepdims = 1> (b) f = Squeeze(p, i) m = MatMul(f, w) y = "
+         "Add(m, c)", "ReduceMean Squeeze MatMul Add", PUSHED, Reason.SHIFT, i=[2, 3], w=(3, 5), c=(5,),
+         **norm(3)),
     case("normalization, Flatten, Gemm: each channel goes to 64 rows",
          "b = BN(x) f = Flatten(b) y = Gemm(f, w, c)", "Flatten Gemm", PUSHED, w=(192, 5), c=(5,), **norm(3)),
     case("normalization, Reshape, MatMul: the shift is one Add",
@@ -107,9 +110,10 @@ FROM_BRANCHES = [
     case("x + x is two uses of one value",
          "p = Conv(x, w) a = Add(p, p) y = BN(a)", "Conv Add", PULLED, w=(4, 3, 1, 1), **norm(4)),
     case("the sum of a value and its pool, both from one convolution each",
-         "p = Conv(x, v) m = MaxPool <kernel_shape = [3,3], pads = [1,1,1,1]> (p) q = Conv(x, w) a = Add(m, q) "
-         "y = BN(a)", "Conv MaxPool Conv Add", PULLED,
-         v=(4, 3, 1, 1), w=(4, 3, 1, 1), **(norm(4) | {"scale": [0.5, 1.0, 2.0, 3.0]})),
+         "p = Conv(x, v) m = MaxPool <kernel_shape = [3,3], pads = [1,1,1,1]> (p) q = Conv(x, w) a = "
+         "Add(m, q) "
+         "y = BN(a)", "Conv MaxPool Conv Add", PULLED, v=(4, 3, 1, 1), w=(4, 3, 1, 1),
+         **norm(4) | {"scale": [0.5, 1.0, 2.0, 3.0]}),
     case("a convolution plus a constant", "p = Conv(x, w) a = Add(p, d) y = BN(a)", "Conv", PULLED,
          w=(4, 3, 1, 1), d=(4, 1, 1), **norm(4)),
     case("a convolution plus a picture: the constant takes the shift",
@@ -117,7 +121,7 @@ FROM_BRANCHES = [
          w=(4, 3, 1, 1), d=(4, 8, 8), **norm(4)),
 ]
 
-THROUGH = [
+THROUGH: list[tuple[str, str, dict[str, Any]]] = [
     ("MaxPool", "MaxPool <kernel_shape = [2,2], strides = [2,2], pads = [1,1,1,1]> (c)", {}),
     ("AveragePool", "AveragePool <kernel_shape = [2,2], pads = [1,0,1,0]> (c)", {}),
     ("GlobalAveragePool", "GlobalAveragePool(c)", {}),
@@ -139,7 +143,8 @@ THROUGH = [
     ("Expand", "Expand(c, i)", {"i": [3, 1, 1, 1, 1]}),
     ("Identity", "Identity(c)", {}),
     ("Cast Cast", "Cast <to = 11> (c) t = Cast <to = 1> (m)", {}),
-    ("SpaceToDepth DepthToSpace", "SpaceToDepth <blocksize = 2> (c) t = DepthToSpace <blocksize = 2> (m)", {}),
+    ("SpaceToDepth DepthToSpace",
+     "SpaceToDepth <blocksize = 2> (c) t = DepthToSpace <blocksize = 2> (m)", {}),
 ]
 
 CARRIED = [
@@ -156,12 +161,12 @@ CARRIED = [
          'c = Conv(x, w) d = DepthToSpace <blocksize = 2, mode = "CRD"> (c) y = BN(d)',
          "Conv DepthToSpace", PULLED, w=(12, 3, 1, 1), **norm(3)),
     case("a pixel shuffle spelled with Reshape and Transpose",
-         "c = Conv(x, w) r = Reshape(c, i) t = Transpose <perm = [0,1,4,2,5,3]> (r) s = Reshape(t, j) y = BN(s)",
-         "Conv Reshape Transpose Reshape", PULLED,
-         i=[0, 3, 2, 2, 8, 8], j=[0, 3, 16, 16], w=(12, 3, 1, 1), **norm(3)),
+         "c = Conv(x, w) r = Reshape(c, i) t = Transpose <perm = [0,1,4,2,5,3]> (r) s = Reshape(t, j) y = "
+         "BN(s)", "Conv Reshape Transpose Reshape", PULLED, i=[0, 3, 2, 2, 8, 8], j=[0, 3, 16, 16],
+         w=(12, 3, 1, 1), **norm(3)),
     case("Split, each part with a normalization of its own",
-         "c = Conv(x, w) p, q = Split <axis = 1> (c, i) y = BN(p) z = BN2(q)",
-         "Conv Split", PULLED, PULLED, gives="float[] z", i=[1, 3], w=(4, 3, 1, 1), **norm(1), **norm(3, "2")),
+         "c = Conv(x, w) p, q = Split <axis = 1> (c, i) y = BN(p) z = BN2(q)", "Conv Split", PULLED, PULLED,
+         gives="float[] z", i=[1, 3], w=(4, 3, 1, 1), **norm(1), **norm(3, "2")),
     case("Slice of some channels",
          "c = Conv(x, w) p = Slice(c, i, j, k) y = BN(p)",
          "Conv Slice", PULLED, i=[1], j=[3], k=[1], w=(4, 3, 1, 1), **norm(2)),
@@ -172,10 +177,11 @@ CARRIED = [
          "e = Gather(table, i) y = Mul(e, s)", "Gather", PULLED,
          x="float[1]", also="int64[N,5] i", table=(9, 6), s=(6,)),
     case("two pools, a Pad by zeros of a scale alone, and a Resize in a row",
-         "c = Conv(x, w) a = MaxPool <kernel_shape = [2,2]> (c) b = Pad(a, i) d = AveragePool <kernel_shape = [2,2]> "
-         "(b) e = Resize(d, , j) y = Mul(e, s)",
-         "Conv MaxPool Pad AveragePool Resize", PULLED,
-         i=[0, 0, 1, 1, 0, 0, 1, 1], j=[1.0, 1.0, 2.0, 2.0], w=(4, 3, 1, 1), s=[[[2.0]], [[3.0]], [[0.5]], [[1.0]]]),
+         "c = Conv(x, w) a = MaxPool <kernel_shape = [2,2]> (c) b = Pad(a, i) d = AveragePool "
+         "<kernel_shape = [2,2]> "
+         "(b) e = Resize(d, , j) y = Mul(e, s)", "Conv MaxPool Pad AveragePool Resize", PULLED,
+         i=[0, 0, 1, 1, 0, 0, 1, 1], j=[1.0, 1.0, 2.0, 2.0], w=(4, 3, 1, 1),
+         s=[[[2.0]], [[3.0]], [[0.5]], [[1.0]]]),
 ]
 
 MATMUL = [
@@ -210,23 +216,24 @@ MATMUL = [
 ]
 
 CHANNELS_LAST = [
-    case("MatMul, Mul, Add: three dimensions", "m = MatMul(x, w) a = Mul(m, s) y = Add(a, t)", "MatMul Add", PULLED,
-         x=ROWS, w=(6, 4), s=(4,), t=(4,)),
+    case("MatMul, Mul, Add: three dimensions", "m = MatMul(x, w) a = Mul(m, s) y = Add(a, t)", "MatMul Add",
+         PULLED, x=ROWS, w=(6, 4), s=(4,), t=(4,)),
     case("convolution, Transpose, Mul, Add: TensorFlow's way",
          "c = Conv(x, w) l = Transpose <perm = [0,2,3,1]> (c) a = Mul(l, s) b = Add(a, t) "
          "y = Transpose <perm = [0,3,1,2]> (b)",
          "Conv Transpose Transpose", PULLED, w=(4, 3, 3, 3), s=(4,), t=(4,)),
     case("Transpose, Mul, Add, Transpose, convolution",
-         "l = Transpose <perm = [0,2,3,1]> (x) a = Mul(l, s) b = Add(a, t) c = Transpose <perm = [0,3,1,2]> (b) "
-         "y = Conv(c, w)",
-         "Transpose Transpose Conv", PUSHED, w=(4, 3, 3, 3), s=(3,), t=(3,)),
+         "l = Transpose <perm = [0,2,3,1]> (x) a = Mul(l, s) b = Add(a, t) c = Transpose <perm = "
+         "[0,3,1,2]> (b) "
+         "y = Conv(c, w)", "Transpose Transpose Conv", PUSHED, w=(4, 3, 3, 3), s=(3,), t=(3,)),
     case("a normalization between Transposes of rows",
-         "m = MatMul(x, w) a = Add(m, c) t = Transpose <perm = [0,2,1]> (a) b = BN(t) y = Transpose <perm = [0,2,1]> (b)",
-         "MatMul Add Transpose Transpose", PUSHED, PULLED, x=ROWS, w=(6, 4), c=(4,), **norm(4)),
-    case("LayerNormalization and a scale along its axis",
-         "l = LayerNormalization(x, g, c) y = Mul(l, s)", "LayerNormalization", PULLED, x=ROWS, g=(6,), c=(6,), s=(6,)),
-    case("InstanceNormalization and BatchNormalization",
-         "l = InstanceNormalization(x, g, c) y = BN(l)", "InstanceNormalization", PULLED, g=(3,), c=(3,), **norm(3)),
+         "m = MatMul(x, w) a = Add(m, c) t = Transpose <perm = [0,2,1]> (a) b = BN(t) y = Transpose <perm "
+         "= [0,2,1]> (b)", "MatMul Add Transpose Transpose", PUSHED, PULLED, x=ROWS, w=(6, 4), c=(4,),
+         **norm(4)),
+    case("LayerNormalization and a scale along its axis", "l = LayerNormalization(x, g, c) y = Mul(l, s)",
+         "LayerNormalization", PULLED, x=ROWS, g=(6,), c=(6,), s=(6,)),
+    case("InstanceNormalization and BatchNormalization", "l = InstanceNormalization(x, g, c) y = BN(l)",
+         "InstanceNormalization", PULLED, g=(3,), c=(3,), **norm(3)),
     case("GroupNormalization of opset 21 and BatchNormalization",
          "l = GroupNormalization <num_groups = 2> (x, g, c) y = BN(l)", "GroupNormalization", PULLED,
          x=WIDE, opset=21, g=(4,), c=(4,), **norm(4)),
@@ -235,12 +242,13 @@ CHANNELS_LAST = [
 RUNS = [
     case("two normalizations after a convolution", "c = Conv(x, w) b = BN(c) y = BN2(b)", "Conv", PULLED,
          w=(4, 3, 3, 3), **norm(4), **norm(4, "2")),
-    case("two normalizations with nothing around them are one", "b = BN(x) y = BN2(b)", "BatchNormalization", MERGED,
-         **norm(3), **norm(3, "2")),
+    case("two normalizations with nothing around them are one", "b = BN(x) y = BN2(b)", "BatchNormalization",
+         MERGED, **norm(3), **norm(3, "2")),
     case("normalization, Mul, Add with nothing around them are one normalization",
-         "b = BN(x) m = Mul(b, s) y = Add(m, t)", "BatchNormalization", MERGED, s=(3, 1, 1), t=(3, 1, 1), **norm(3)),
-    case("Mul, Add, normalization likewise",
-         "m = Mul(x, s) a = Add(m, t) y = BN(a)", "BatchNormalization", MERGED, s=(3, 1, 1), t=(1, 3, 1, 1), **norm(3)),
+         "b = BN(x) m = Mul(b, s) y = Add(m, t)", "BatchNormalization", MERGED, s=(3, 1, 1), t=(3, 1, 1),
+         **norm(3)),
+    case("Mul, Add, normalization likewise", "m = Mul(x, s) a = Add(m, t) y = BN(a)", "BatchNormalization",
+         MERGED, s=(3, 1, 1), t=(1, 3, 1, 1), **norm(3)),
     case("Mul, Add, Mul are Mul, Add", "a = Mul(x, s) b = Add(a, t) y = Mul(b, u)", "Mul Add", MERGED,
          s=(3, 1, 1), t=(3, 1, 1), u=(3, 1, 1)),
     case("Sub, Div, Mul, Add are Mul, Add",
@@ -260,24 +268,26 @@ RUNS = [
 
 SPELLINGS = [
     case("(x - mean) / sqrt(var + eps) · scale + bias",
-         "c = Conv(x, w) a = Sub(c, m) v = Add(var0, eps) d = Sqrt(v) b = Div(a, d) e = Mul(b, g) y = Add(e, t)",
-         "Conv", PULLED, w=(4, 3, 3, 3), m=(4, 1, 1), var0=(4, 1, 1), eps=1e-5, g=(4, 1, 1), t=(4, 1, 1)),
+         "c = Conv(x, w) a = Sub(c, m) v = Add(var0, eps) d = Sqrt(v) b = Div(a, d) e = Mul(b, g) y = "
+         "Add(e, t)", "Conv", PULLED, w=(4, 3, 3, 3), m=(4, 1, 1), var0=(4, 1, 1), eps=1e-5, g=(4, 1, 1),
+         t=(4, 1, 1)),
     case("its constants reshaped in the graph",
          "c = Conv(x, w) r = Reshape(m, i) a = Sub(c, r) v = Unsqueeze(var0, j) d = Sqrt(v) y = Div(a, d)",
          "Conv", PULLED, w=(4, 3, 3, 3), m=(4,), i=[1, 4, 1, 1], var0=(4,), j=[1, 2]),
     case("a reciprocal of the deviation",
          "c = Conv(x, w) d = Sqrt(var0) r = Reciprocal(d) y = Mul(r, c)",
          "Conv", PULLED, w=(4, 3, 3, 3), var0=(4, 1, 1)),
-    case("the deviation as a power",
-         "c = Conv(x, w) r = Pow(var0, h) y = Mul(c, r)", "Conv", PULLED, w=(4, 3, 3, 3), var0=(4, 1, 1), h=-0.5),
+    case("the deviation as a power", "c = Conv(x, w) r = Pow(var0, h) y = Mul(c, r)", "Conv", PULLED,
+         w=(4, 3, 3, 3), var0=(4, 1, 1), h=-0.5),
     case("a bias written as Expand(CastLike(0, x), Shape(W))",
          "z = Constant <value = float {0.0}> () k = CastLike(z, x) h = Shape <start = 0, end = 1> (w) "
          "b = Expand(k, h) c = Conv(x, w, b) y = BN(c)",
          "Conv", PULLED, w=(4, 3, 3, 3), **norm(4)),
     case("the same bias for two convolutions",
-         "z = Constant <value = float {0.0}> () k = CastLike(z, x) h = Constant <value_ints = [4]> () b = Expand(k, h) "
-         "c = Conv(x, v, b) d = BN(c) e = Relu(d) f = Conv(e, w, b) y = BN2(f)",
-         "Conv Relu Conv", PULLED, PULLED, v=(4, 3, 3, 3), w=(4, 4, 3, 3), **norm(4), **norm(4, "2")),
+         "z = Constant <value = float {0.0}> () k = CastLike(z, x) h = Constant <value_ints = [4]> () b = "
+         "Expand(k, h) "
+         "c = Conv(x, v, b) d = BN(c) e = Relu(d) f = Conv(e, w, b) y = BN2(f)", "Conv Relu Conv", PULLED,
+         PULLED, v=(4, 3, 3, 3), w=(4, 4, 3, 3), **norm(4), **norm(4, "2")),
 ]
 # fmt: on
 

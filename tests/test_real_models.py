@@ -1,8 +1,8 @@
 """Models made by others: what is folded of them, what has to stay and why, and that they compute the same.
 
-The light models come with the onnx package. Their weights are one number per tensor, so that their outputs react to
-nothing; therefore they are compared with random weights in their place. The other models are test data beside
-the project, and are skipped where absent.
+The light models come with the onnx package. Their weights are one number per tensor, so that their outputs
+react to nothing; therefore they are compared with random weights in their place as well. The other models are
+test data beside the project, and are skipped where absent.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def stays(reason: Reason, affines: int = 0) -> Row:
     return Row((1, 1), (affines, affines), {reason: 1})
 
 
-# Of densenet121's 121 normalizations, 58 follow a 1x1 convolution and one the first: they go back. The other 62
-# read a Concat (the last one of a block has a branch that is read elsewhere) and are followed by a Relu: as their
-# scales are positive, these go on into the next convolution, and each leaves its shift as one Add.
+# Of densenet121's 121 normalizations, 59 follow a convolution and go back. The other 62 read a Concat, a
+# branch of which is read elsewhere, too. A Relu follows, and their scales are positive: these go on into the next
+# convolution, and each leaves its shift as one Add.
 LIGHT_MODELS = {
     "light_densenet121": Row((121, 0), (242, 62)),
     "light_inception_v2": Row((69, 0), (138, 0)),
@@ -210,7 +210,12 @@ def test_light_models(name: str) -> None:
         np.testing.assert_allclose(got[output], value, rtol=256 * 2.0**-24, atol=0)
 
 
-@pytest.mark.parametrize("name", LIGHT_MODELS)
+BIG = {"light_inception_v2", "light_resnet50"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in BIG else n for n in LIGHT_MODELS]
+)
 def test_light_models_with_random_weights(name: str) -> None:
     before = with_random_weights(load(name))
     if name == "light_densenet121":  # it ends in a global pool, so it runs at any size
@@ -259,12 +264,11 @@ def assert_same_function(before: onnx.ModelProto, after: onnx.ModelProto, feed: 
     """All values whose name both models have are the same, but for rounding.
 
     In float64: at most RATIO times what the original's own constants do when they are nudged by up to a
-    unit roundoff each. In onnxruntime: at most RATIO times farther from the original in float64 than the original is
-    in onnxruntime, or than those nudges move it.
+    unit roundoff each. In onnxruntime: at most RATIO times farther from the original in float64 than the
+    original is in onnxruntime, and than those nudges move it.
     """
     outputs = [v.name for v in before.graph.output]
-    computed = [{o for n in p.graph.node if n.op_type != "Constant" for o in n.output} for p in (before, after)]
-    shared = sorted((computed[0] & computed[1]) - set(outputs) - {""})
+    shared = sorted(set.intersection(*map(computed, (before, after))) - set(outputs))
     names = [*outputs, *shared]
     reference, result = (evaluate(p, feed, outputs=names) for p in (before, after))
     random, squares = np.random.default_rng(0), dict.fromkeys(names, 0.0)
@@ -281,8 +285,13 @@ def assert_same_function(before: onnx.ModelProto, after: onnx.ModelProto, feed: 
         assert error <= RATIO * (own + noise[name]), f"{name} in onnxruntime"
 
 
+def computed(proto: onnx.ModelProto) -> set[str]:
+    """The names of what is computed from data, or might be."""
+    return {o for n in proto.graph.node if n.op_type != "Constant" for o in n.output if o}
+
+
 def distance(a: Array, b: Array) -> float:
-    """The root of the sum of squares of a - b; infinite if their shapes or their masks of non-numbers differ."""
+    """The root of the sum of squares of a - b; infinite if shapes or places of NaN and infinity differ."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     finite = np.isfinite(b)
     if a.shape != b.shape or not np.array_equal(np.isfinite(a), finite):
@@ -313,7 +322,7 @@ def nudged(proto: onnx.ModelProto, random: np.random.Generator) -> onnx.ModelPro
 
 
 def with_random_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A light model with random numbers in place of its constant weights; those of its normalizations are positive."""
+    """A light model with random numbers in place of its constant weights; vectors are positive."""
     before = onnx.ModelProto()
     before.CopyFrom(proto)
     shapes = {t.name: numpy_helper.to_array(t) for t in before.graph.initializer}
@@ -321,7 +330,8 @@ def with_random_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     for node in [n for n in before.graph.node if n.op_type == "ConstantOfShape"]:
         shape = shapes[node.input[0]].tolist()
         spread = (2.0 / np.prod(shape[1:])) ** 0.5  # keeps the variance from layer to layer
-        numbers = random.standard_normal(shape) * spread if len(shape) > 1 else random.uniform(0.5, 1.5, shape)
+        normal, uniform = random.standard_normal(shape) * spread, random.uniform(0.5, 1.5, shape)
+        numbers = normal if len(shape) > 1 else uniform
         tensor = numpy_helper.from_array(numbers.astype(np.float32), node.output[0])
         before.graph.initializer.append(tensor)
         before.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, shape))
