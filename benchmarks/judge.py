@@ -150,8 +150,8 @@ def compare(original: onnx.ModelProto, result: onnx.ModelProto) -> Comparison:
     try:
         names = [output.name for output in reference.get_outputs()]
         triples = zip(names, expected, actual, strict=True)
-        error = max(_error(a, b, at_least=float(name in sigmoids)) for name, a, b in triples)
-        return Comparison(error, frozen=len(_overridable(reference) - _overridable(candidate)))
+        worst = max(_error(a, b, at_least=float(name in sigmoids)) for name, a, b in triples)
+        return Comparison(worst, frozen=len(_overridable(reference) - _overridable(candidate)))
     except ValueError as error:
         return Comparison(fault=Fault.DIFFERS, detail=str(error))
 

@@ -191,8 +191,8 @@ def _pad(op: Op, affine: Affine, image: Affine) -> Move:
     """Pad passes an affine if its own axis is not padded and the padding has one image for all channels."""
     pads = _pads(op)
     need(affine.axis not in pads, Reason.AXIS, f"Pad {op.name!r} pads axis {affine.axis}")
-    if op.text("mode", "constant") != "constant" or not pads:
-        return Move()
+    if op.text("mode", "constant") != "constant" or all(max(pair) <= 0 for pair in pads.values()):
+        return Move()  # nothing is filled in
     number = _pad_number(op)
     images = image.scale * number + image.shift
     need(
@@ -204,7 +204,10 @@ def _pad(op: Op, affine: Affine, image: Affine) -> Move:
     if new.same(number):
         return Move()
     if op.opset < 11:
-        return Move(attributes={"value": ir.AttrFloat32("value", float(new.round(np.float32)))})
+        single = new.round(np.float32)
+        exact = op.facts.dtype(op.node.outputs[0]) != np.float64 or new.equals(float(single))
+        need(exact, Reason.DTYPE, f"Pad {op.name!r} has a float32 attribute for {float(new.hi):.6g}")
+        return Move(attributes={"value": ir.AttrFloat32("value", float(single))})
     first = (0,) * len(image.scale.shape)
     return Move({2: Elementwise(image.scale[first], image.shift[first])})
 

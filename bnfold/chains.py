@@ -160,10 +160,17 @@ def _slice(
     for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         step = 1 if steps is None else int(steps[i])
         axis = i if axes is None else int(axes[i])
-        # An end below -size means "to the very beginning"; numpy wants None for that.
-        stop = None if step < 0 and end < -x.shape[axis] else end
-        index[axis] = slice(start, stop, step)
+        index[axis] = slice_of(start, end, step, x.shape[axis])
     return x[tuple(index)]
+
+
+def slice_of(start: int, end: int, step: int, size: int) -> slice:
+    """The bounds of Slice as numpy's: backwards, ONNX begins at the first element at the latest, and an end
+    below -size includes it."""
+    if step > 0:
+        return slice(start, end, step)
+    start = max(start + size, 0) if start < 0 else start
+    return slice(start, None if end < -size else end, step)
 
 
 def _transpose(view: NodeView, x: Array) -> Array:

@@ -12,7 +12,6 @@ import onnx_ir as ir
 from .constants import Constant
 from .facts import Facts, Scope
 from .nodes import is_used, label
-from .origin import REWRITTEN
 from .plan import Leftover, Plan, Term
 from .report import Declined, Outcome
 
@@ -80,7 +79,6 @@ class Writer:
             self._set_constant(node, i, constant)
         for node, attributes in self.plan.attributes.items():
             node.attributes.update(attributes)
-            node.meta[REWRITTEN] = True
         for value in self.plan.moved:
             value.name = self.names.value(value.name, "_folded")
         match self.plan.outcome:

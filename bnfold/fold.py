@@ -140,11 +140,13 @@ class _Folder:
             return False
         except InputError as error:
             raise InputError(f"{site.nodes[0].op_type} {label(site.nodes[0])!r}: {error}") from error
+        into = dict.fromkeys(node for node, _ in found.constants)
         if owner is not None:
             self.decisions[owner] = replace(
                 decision,
                 outcome=found.outcome,
-                into=tuple(dict.fromkeys(self._label(node) for node, _ in found.constants)),
+                into=tuple(self._label(node) for node in into),
+                into_types=tuple(node.op_type for node in into),
                 reason=None,
                 detail=_precision(self.facts, found),
             )

@@ -96,8 +96,7 @@ def optimize(
             with stage(model, place, force=force) as staged:
                 if compared:
                     checked = _need_pass(original, Path(staged.path), origin, goal)
-                if not dry_run:
-                    staged.commit()
+                staged.commit()
     return OptimizeReport(origin, None if dry_run else goal, folded, checked)
 
 

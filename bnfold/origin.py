@@ -16,11 +16,11 @@ import onnx_ir as ir
 from . import wire
 from .wire import Field
 
-REWRITTEN = "bnfold.rewritten"
-"""Key in the `meta` of a node whose attributes are no longer those of the file it came from."""
-
 Signature = tuple[Any, ...]
 """Type and shape of a value, in a form that cannot be changed in place."""
+
+Description = tuple[Any, ...]
+"""All that a model, graph, function or node says of itself apart from its contents and connections."""
 
 
 class Content(NamedTuple):
@@ -45,12 +45,14 @@ class GraphOrigin:
         entries: Those among them that are nodes.
         protos: The nodes as they were, for the names that they read and made.
         nodes: Index of each node.
+        described: What each node said of itself.
+        header: What the graph said of itself.
         attributes: All attributes of the nodes that have something to look for inside.
         stored: Those among the fields that are initializers.
         tensors: Index of each initializer, by its tensor.
         names: The names of the initializers.
-        inputs: Names of the inputs.
-        outputs: Names of the outputs.
+        inputs: Name and signature of each input.
+        outputs: The same of each output.
         infos: Name and signature of each entry of `value_info`; None for a name that is no value of
             this graph, which is none of our business.
         annotated: Names in `quantization_annotation`, with None likewise.
@@ -61,12 +63,14 @@ class GraphOrigin:
     entries: Sequence[Field]
     protos: Sequence[onnx.NodeProto]
     nodes: Mapping[ir.Node, int]
+    described: Sequence[Description]
+    header: Description
     attributes: Mapping[ir.Node, Sequence[Attribute]]
     stored: Sequence[Field]
     tensors: Mapping[ir.TensorProtocol | None, int]
     names: Sequence[str]
-    inputs: Sequence[str]
-    outputs: Sequence[str]
+    inputs: Sequence[tuple[str, Signature]]
+    outputs: Sequence[tuple[str, Signature]]
     infos: Sequence[tuple[str, Signature | None]]
     annotated: Sequence[tuple[str, Signature | None]]
     known: frozenset[str]
@@ -83,8 +87,9 @@ class Source:
         locations: Its external files, as the model calls them.
         fields: The fields of the model.
         opset_imports: The version of each domain.
+        header: What the model said of itself.
         graphs: Where each graph and function body came from, inner graphs included.
-        functions: Index of each function, by its body.
+        functions: Index of each function and what it said of itself, by its body.
     """
 
     view: memoryview
@@ -93,8 +98,9 @@ class Source:
     locations: frozenset[str]
     fields: Sequence[Field]
     opset_imports: Mapping[str, int]
+    header: Description
     graphs: Mapping[ir.Graph, GraphOrigin]
-    functions: Mapping[ir.Graph, int]
+    functions: Mapping[ir.Graph, tuple[int, Description]]
 
     def knows(self, model: ir.Model) -> bool:
         """Whether the model's graph is the one that was opened, and not a copy."""
@@ -118,13 +124,14 @@ def remember(
     """
     memory = _Memory(view)
     memory.graph(split.inner, model.graph, proto.graph)
-    functions: dict[ir.Graph, int] = {}
+    functions: dict[ir.Graph, tuple[int, Description]] = {}
     lies = _entries(split.top, wire.MODEL_FUNCTIONS, len(proto.functions))
     for place, (f, function) in enumerate(zip(lies, model.functions.values(), strict=True)):
-        functions[function.graph] = place
+        functions[function.graph] = place, describe_function(function)
         memory.function(wire.fields(view, f.body, f.end), function.graph, proto.functions[place])
     opset_imports = dict(model.graph.opset_imports)
-    return Source(view, path, file_id, locations, split.top, opset_imports, memory.graphs, functions)
+    header = describe_model(model)
+    return Source(view, path, file_id, locations, split.top, opset_imports, header, memory.graphs, functions)
 
 
 def values_of(graph: ir.Graph) -> dict[str, ir.Value]:
@@ -137,6 +144,50 @@ def values_of(graph: ir.Graph) -> dict[str, ir.Value]:
 def signature(value: ir.Value) -> Signature:
     """The signature of a value."""
     return type(value.type), value.dtype, None if value.shape is None else value.shape.dims
+
+
+def describe_node(node: ir.Node) -> Description:
+    """What a node says of itself. Attributes are immutable, so the objects will do."""
+    return (
+        node.op_type,
+        node.domain,
+        node.overload,
+        node.name,
+        node.doc_string,
+        tuple(node.attributes.values()),
+        tuple(node.metadata_props.items()),
+    )
+
+
+def describe_graph(graph: ir.Graph) -> Description:
+    """What a graph says of itself."""
+    return graph.name, graph.doc_string, tuple(graph.metadata_props.items())
+
+
+def describe_function(function: ir.Function) -> Description:
+    """What a function says of itself."""
+    return (
+        function.domain,
+        function.name,
+        function.overload,
+        function.doc_string,
+        tuple(function.attributes.values()),
+        tuple(function.opset_imports.items()),
+        tuple(function.metadata_props.items()),
+    )
+
+
+def describe_model(model: ir.Model) -> Description:
+    """What a model says of itself."""
+    return (
+        model.ir_version,
+        model.producer_name,
+        model.producer_version,
+        model.domain,
+        model.model_version,
+        model.doc_string,
+        tuple(model.metadata_props.items()),
+    )
 
 
 class _Memory:
@@ -156,12 +207,14 @@ class _Memory:
             entries,
             proto.node,
             {node: place for place, node in enumerate(graph)},
+            [describe_node(node) for node in graph],
+            describe_graph(graph),
             self._nodes(entries, graph, proto.node),
             _entries(fields, wire.GRAPH_INITIALIZER, len(names)),
             {values[name].const_value: place for place, name in enumerate(names)},
             names,
-            [info.name for info in proto.input],
-            [info.name for info in proto.output],
+            [(value.name or "", signature(value)) for value in graph.inputs],
+            [(value.name or "", signature(value)) for value in graph.outputs],
             [(info.name, signatures.get(info.name)) for info in proto.value_info],
             [(note.tensor_name, signatures.get(note.tensor_name)) for note in proto.quantization_annotation],
             frozenset(signatures),
@@ -175,12 +228,14 @@ class _Memory:
             entries,
             proto.node,
             {node: place for place, node in enumerate(body)},
+            [describe_node(node) for node in body],
+            describe_graph(body),
             self._nodes(entries, body, proto.node),
             [],
             {},
             [],
-            list(proto.input),
-            list(proto.output),
+            [(value.name or "", signature(value)) for value in body.inputs],
+            [(value.name or "", signature(value)) for value in body.outputs],
             [(info.name, signatures.get(info.name)) for info in proto.value_info],
             [],
             frozenset(signatures),

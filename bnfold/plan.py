@@ -29,7 +29,7 @@ A fold has to lower it, lexicographically; so nothing can go in circles."""
 
 _MOST_WAYS = 32  # combinations of alternatives tried per site
 # What says least about why a site stays, when the other direction has something to say.
-_PLAIN = frozenset({Reason.GRAPH_INPUT, Reason.GRAPH_OUTPUT, Reason.UNREAD, Reason.NOT_LINEAR})
+_PLAIN = frozenset({Reason.GRAPH_INPUT, Reason.GRAPH_OUTPUT, Reason.NOT_LINEAR})
 
 
 @dataclass(frozen=True, eq=False)

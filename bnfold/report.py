@@ -237,6 +237,7 @@ class Decision:
         channels: Length of scale and shift; None for a scalar or when not known.
         outcome: What happened.
         into: Names of the nodes whose constants took the affine.
+        into_types: Their operators.
         left: Operators that had to stay behind ("Add").
         reason: Why it was kept, or why what a merge left of it stays; None otherwise.
         detail: The reason's particulars; for folds, a precision note or "".
@@ -249,6 +250,7 @@ class Decision:
     channels: int | None
     outcome: Outcome
     into: tuple[str, ...] = ()
+    into_types: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     reason: Reason | None = None
     detail: str = ""

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .affine import Affine, identity, join
+from .chains import slice_of
 from .facts import Op
 from .moves import Answer, Move, Pull, Push, need
 from .report import Declined, Reason
@@ -79,8 +80,7 @@ def _sliced(op: Op, axis: int) -> Index | None:
     for a, start, end, step in zip(axes, starts, ends, steps, strict=True):
         if (a + rank if a < 0 else a) == axis:
             size = op.need_dim(0, axis)
-            stop = None if step < 0 and end < -size else end  # numpy's way to say "to the very beginning"
-            return np.arange(size)[start:stop:step]
+            return np.arange(size)[slice_of(start, end, step, size)]
     return None
 
 

@@ -22,6 +22,8 @@ MESSAGE_LIMIT: Final = 2**31 - 1
 
 # onnx.proto: ModelProto, GraphProto (and FunctionProto), NodeProto, AttributeProto, TensorProto
 MODEL_GRAPH, MODEL_OPSET_IMPORT, MODEL_TRAINING, MODEL_FUNCTIONS = 7, 8, 20, 25
+MODEL_HEADER = (1, 2, 3, 4, 5, 6, 14)  # versions, producer, domain, doc string, metadata
+GRAPH_HEADER = (2, 10, 16)  # name, doc string, metadata
 GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT = 1, 5, 11, 12
 GRAPH_VALUE_INFO, GRAPH_QUANTIZATION = 13, 14
 FUNCTION_NODE, FUNCTION_OUTPUT, FUNCTION_VALUE_INFO = 7, 5, 12

@@ -1,11 +1,11 @@
 """What an edited model looks like as bytes: the file it came from, with patches.
 
 `origin` knows which bytes of the file each graph, node and initializer came from. `render` writes down
-what differs, and nothing else: unless it is marked as rewritten, a node of the file differs at most in
-the names that it reads and makes (and inside its inner graphs), an initializer at most in its name and
-in where its data are. So whatever onnx_ir does not know (sparse initializers, training
-information, fields of tomorrow) is carried along without being understood, and an unchanged model is
-its file. Weights are moved one at a time, from the mapped file or when they are computed.
+what differs, and nothing else. A node that says the same of itself as before is patched in the names
+that it reads and makes (and inside its inner graphs), an initializer in its name and in where its data
+are. So whatever onnx_ir does not know (sparse initializers, training information, fields of tomorrow) is
+carried along without being understood, and an unchanged model is its file. Weights are moved one at a
+time, from the mapped file or when they are computed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,18 @@ import onnx_ir as ir
 
 from . import wire
 from .errors import InputError, OutputError
-from .origin import REWRITTEN, Attribute, GraphOrigin, Source, signature, values_of
+from .origin import (
+    Attribute,
+    GraphOrigin,
+    Signature,
+    Source,
+    describe_function,
+    describe_graph,
+    describe_model,
+    describe_node,
+    signature,
+    values_of,
+)
 from .wire import Deferred, Field, Item, Part
 
 _COPY_BYTES = 1 << 22
@@ -175,12 +186,14 @@ class _Patch:
         items: dict[int, list[Item]] = {wire.MODEL_GRAPH: [Item(0, graph)]}
         functions = items[wire.MODEL_FUNCTIONS] = []
         for function in self.edited.functions.values():
-            place = source.functions.get(function.graph)
-            if place is None:
+            place, described = source.functions.get(function.graph, (None, ()))
+            if place is None or described != describe_function(function):
                 new = ir.serde.serialize_function(function).SerializeToString()
                 functions.append(Item(None, wire.field(wire.MODEL_FUNCTIONS, [new])))
             else:
                 functions.append(Item(place, _field(wire.MODEL_FUNCTIONS, self.function(function.graph))))
+        if describe_model(self.edited) != source.header:
+            items |= _header(wire.MODEL_HEADER, _model_header(self.edited))
         if self.edited.graph.opset_imports != source.opset_imports:
             items[wire.MODEL_OPSET_IMPORT] = [
                 _new(wire.MODEL_OPSET_IMPORT, onnx.OperatorSetIdProto(domain=domain, version=version))
@@ -197,6 +210,8 @@ class _Patch:
             wire.GRAPH_INPUT: _signature_items(wire.GRAPH_INPUT, origin.inputs, graph.inputs),
             wire.GRAPH_OUTPUT: _signature_items(wire.GRAPH_OUTPUT, origin.outputs, graph.outputs),
         }
+        if describe_graph(graph) != origin.header:
+            items |= _header(wire.GRAPH_HEADER, _graph_header(graph))
         if origin.known:
             values = values_of(graph)
             items[wire.GRAPH_VALUE_INFO] = _infos(wire.GRAPH_VALUE_INFO, graph, origin, values)
@@ -212,7 +227,7 @@ class _Patch:
         origin = self.source.graphs[body]
         items = {wire.FUNCTION_NODE: self._nodes(body, origin, wire.FUNCTION_NODE)}
         outputs = _names(body.outputs)
-        if outputs != origin.outputs:
+        if outputs != [name for name, _ in origin.outputs]:
             items[wire.FUNCTION_OUTPUT] = _strings(wire.FUNCTION_OUTPUT, outputs)
         if origin.known:
             items[wire.FUNCTION_VALUE_INFO] = _infos(wire.FUNCTION_VALUE_INFO, body, origin, values_of(body))
@@ -222,17 +237,14 @@ class _Patch:
         items = []
         for node in graph:
             place = origin.nodes.get(node)
-            if node.meta.get(REWRITTEN):
-                items.append(_new(number, ir.serde.serialize_node(node)))
-                continue
-            if place is not None:
+            if place is not None and origin.described[place] == describe_node(node):
                 items.append(Item(place, _field(number, self._node(node, origin, place))))
                 continue
             home = next((other for other in self.source.graphs.values() if node in other.nodes), None)
-            if home is None:
+            there = home.nodes[node] if home else 0
+            if home is None or home.described[there] != describe_node(node):
                 items.append(_new(number, ir.serde.serialize_node(node)))
             else:  # it came from another graph of the file
-                there = home.nodes[node]
                 lies = home.entries[there]
                 parts = self._node(node, home, there) or [self.view[lies.body : lies.end]]
                 items.append(Item(None, wire.field(number, parts)))
@@ -344,18 +356,41 @@ def _names(values: Iterable[ir.Value | None]) -> list[str]:
     return ["" if value is None else value.name or "" for value in values]
 
 
-def _signature_items(number: int, old: Sequence[str], values: Sequence[ir.Value]) -> list[Item]:
-    """Inputs or outputs: those that were there keep what the file says of them."""
-    places = {name: place for place, name in reversed(list(enumerate(old)))}
-    names = _names(values)
-    if names == old:
-        return [Item(place) for place in range(len(old))]
-    used: set[str] = set()
+def _header(numbers: Sequence[int], proto: Any) -> dict[int, list[Item]]:
+    """Singular fields, all of which are replaced by those that are set in `proto`."""
+    return {number: [] for number in numbers} | {numbers[0]: [Item(None, [proto.SerializeToString()])]}
+
+
+def _model_header(model: ir.Model) -> onnx.ModelProto:
+    texts = ("producer_name", "producer_version", "domain", "model_version", "doc_string")
+    said = {name: getattr(model, name) for name in texts if getattr(model, name) is not None}
+    proto = onnx.ModelProto(ir_version=model.ir_version, **said)
+    onnx.helper.set_model_props(proto, dict(model.metadata_props))
+    return proto
+
+
+def _graph_header(graph: ir.Graph) -> onnx.GraphProto:
+    proto = onnx.GraphProto(name=graph.name or "")
+    if graph.doc_string is not None:
+        proto.doc_string = graph.doc_string
+    for key, value in graph.metadata_props.items():
+        proto.metadata_props.add(key=key, value=value)
+    return proto
+
+
+def _signature_items(
+    number: int, old: Sequence[tuple[str, Signature]], values: Sequence[ir.Value]
+) -> list[Item]:
+    """Inputs or outputs: those that still are what they were keep what the file says of them."""
+    places = {known: place for place, known in reversed(list(enumerate(old)))}
+    used: set[int] = set()
     items = []
-    for name, value in zip(names, values, strict=True):
-        fresh = name in used or name not in places
-        items.append(_new(number, ir.serde.serialize_value(value)) if fresh else Item(places[name]))
-        used.add(name)
+    for value in values:
+        place = places.get((value.name or "", signature(value)))
+        fresh = place is None or place in used
+        items.append(_new(number, ir.serde.serialize_value(value)) if fresh else Item(place))
+        if place is not None:
+            used.add(place)
     return items
 
 

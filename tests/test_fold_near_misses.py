@@ -62,6 +62,9 @@ PADDING = [
            w=(4, 3, *kernel), **norm(3))
       for attributes, kernel in (("strides = [1,1]", (1, 1)), ("strides = [2,2]", (2, 2)),
                                  ("strides = [4,2]", (3, 2)), ("dilations = [3,3]", (1, 1)))),
+    case("SAME that pads one at the end, for the last window hangs over",
+         'b = BN(x) y = Conv <auto_pad = "SAME_UPPER", strides = [2,2]> (b, w)', "BatchNormalization Conv",
+         Reason.PADDING, x="float[N,3,9,9]", w=(4, 3, 2, 2), **norm(3)),
     case("VALID", 'b = BN(x) y = Conv <auto_pad = "VALID"> (b, w)', "Conv", PUSHED, w=(4, 3, 3, 3),
          **norm(3)),
     case("SAME where the size is not known",

@@ -1169,3 +1169,22 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path: Path) -> None:
     root = Path(model_module.__file__).parent.parent
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
     assert int(done.stdout) < 24 * 1024  # kilobytes: far less than the 64 MiB that were moved
+
+
+def test_other_edits_arrive(tmp_path: Path) -> None:
+    """What a pass of onnx_ir changes is written, although the file is only patched."""
+    model = load(store(tmp_path, chain()))
+    node = model.graph[0]
+    node.attributes["alpha"] = ir.AttrFloat32("alpha", 0.5)
+    node.doc_string = "edited"
+    model.producer_name = "somebody"
+    model.metadata_props["key"] = "value"
+    model.graph.name = "renamed"
+    model.graph.inputs[0].shape = ir.Shape([7, LARGE])
+    written = onnx.load_from_string(to_bytes(model))
+    assert [a.name for a in written.graph.node[0].attribute][-1] == "alpha"
+    assert (written.graph.node[0].doc_string, written.producer_name) == ("edited", "somebody")
+    assert [(p.key, p.value) for p in written.metadata_props] == [("key", "value")]
+    assert (written.graph.name, written.ir_version) == ("renamed", model.ir_version)
+    assert written.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 7
+    assert len(written.graph.node) == len(chain().graph.node)

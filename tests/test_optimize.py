@@ -197,6 +197,27 @@ class TestOptimize:
             bnfold.optimize("-")
         assert not written.getvalue()
 
+    def test_a_result_that_does_not_run(
+        self, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The message calls the files what the user calls them, not what they were called for a moment."""
+
+        def fold(graph: ir.Model, **options: object) -> bnfold.FoldReport:
+            report = bnfold.fold(graph)
+            weight = graph.graph.node(0).inputs[1]
+            assert weight is not None
+            weight.const_value = ir.tensor(np.zeros((4, 2, 3, 3), np.float32), name=weight.name)
+            return report
+
+        monkeypatch.setattr(import_module("bnfold.optimize"), "fold", fold)
+        path = store(tmp_path, foldable())
+        with pytest.raises(bnfold.NotEquivalent) as caught:
+            bnfold.optimize(path)
+        message = str(caught.value)
+        assert f"the result does not: '{tmp_path / 'model.folded.onnx'}': " in message
+        assert ".bnfold-" not in message
+        assert list(listing(tmp_path)) == ["model.onnx"]
+
     def test_undecided(self, tmp_path: Path, scratch: Path) -> None:
         path = store(tmp_path, model(CUSTOM, w=(4, 3, 3, 3), **NORM))
         with pytest.raises(bnfold.Undecided) as caught:

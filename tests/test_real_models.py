@@ -62,8 +62,8 @@ def stays(reason: Reason, affines: int = 0) -> Row:
     return Row((1, 1), (affines, affines), {reason: 1})
 
 
-# Of densenet121's 121 normalizations, 59 follow a convolution and go back. The other 62 read a Concat, a
-# branch of which is read elsewhere, too. A Relu follows, and their scales are positive: these go on into the next
+# Of densenet121's 121 normalizations, 59 follow a convolution and go back. The other 62 read a Concat with a
+# branch that is read elsewhere, too. A Relu follows, and their scales are positive: these go on into the next
 # convolution, and each leaves its shift as one Add.
 LIGHT_MODELS = {
     "light_densenet121": Row((121, 0), (242, 62)),

@@ -36,7 +36,9 @@ SCREEN = 24
 
 
 def decision(name: str, outcome: Outcome = Outcome.PULLED, **changes: object) -> Decision:
-    plain = Decision("", (name,), ("BatchNormalization",), name + "_out", 8, outcome, into=("conv",))
+    plain = Decision(
+        "", (name,), ("BatchNormalization",), name + "_out", 8, outcome, into=("conv",), into_types=("Conv",)
+    )
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
@@ -146,8 +148,8 @@ model.onnx: 2 of 3 BatchNormalizations folded
   Mul, Add, ... by a constant       4      3
   all                              90     80
 
-Folded: 1 pulled backward (into the nodes before), 1 pushed forward (into the
-nodes after); 1 Add stay behind.
+Folded: 1 pulled backward into 1 Conv, 1 pushed forward into 1 Conv; 1 Add stay
+behind.
 
 Stays, and why:
   BNF303  1 BatchNormalization

@@ -273,8 +273,7 @@ def test_an_initializer_that_is_an_input_is_a_constant_only_before_ir_4(text: st
     s = graphs.positive("s", *((3, 1, 1) if "Mul" in text else (3,)))
     sizes = ",".join(map(str, s.shape))
     text = f"(float[2,3,5,6] x, float[{sizes}] s) => (float[] y) {{ {text} }}"
-    proto = model(text, opset=9, ir_version=ir_version,
-                  s=s, **norm(3))  # fmt: skip
+    proto = model(text, opset=9, ir_version=ir_version, s=s, **norm(3))
     parsed = ir.from_proto(proto)
     op = Facts(parsed).op(parsed.graph[0])
     if ir_version < 4:
@@ -304,8 +303,8 @@ CHAINS = {
 
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
 def test_what_is_computed_from_constants_is_one(chain: str) -> None:
-    proto = model(f"(float[2,3,5,6] x) => (float[] y) {{ {chain} y = Mul(x, c) }}", k=(3, 1, 1), axes=[1, 2],
-                  to=[3, 1, 1], zero=[0], three=[3])  # fmt: skip
+    text = f"(float[2,3,5,6] x) => (float[] y) {{ {chain} y = Mul(x, c) }}"
+    proto = model(text, k=(3, 1, 1), axes=[1, 2], to=[3, 1, 1], zero=[0], three=[3])
     parsed = ir.from_proto(proto)
     found = source(Facts(parsed).op(parsed.graph[-1]))
     assert found is not None

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper, parser
 
 from bnfold import verify
+from bnfold.nudge import Constants
 from bnfold.report import CheckReport, Verdict
 from bnfold.session import Session
 
@@ -317,7 +318,7 @@ def test_a_crash_of_the_original_is_undecided_and_of_the_result_a_failure(compar
 
 def nudged(model: onnx.ModelProto) -> tuple[str, dict[str, Array]]:
     """The text of a model after one nudge, and the initializers that go with it."""
-    constants = verify._Constants(model, Path())
+    constants = Constants(model, Path())
     serialized, initializers = constants.nudged(np.random.default_rng(0))
     moved = dict(initializers)
     text = onnx.printer.to_text(onnx.load_from_string(serialized)) if serialized else ""

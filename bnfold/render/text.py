@@ -35,8 +35,8 @@ _FATES = {
     Outcome.MERGED: "is merged",
 }
 _WAYS = {
-    Outcome.PULLED: "pulled backward (into the nodes before)",
-    Outcome.PUSHED: "pushed forward (into the nodes after)",
+    Outcome.PULLED: "pulled backward",
+    Outcome.PUSHED: "pushed forward",
     Outcome.REMOVED: "removed (the identity)",
     Outcome.MERGED: "merged with neighbours",
 }
@@ -155,13 +155,27 @@ def _counts(before: Counts, after: Counts, page: Page) -> Iterator[str]:
     yield from _table(rows, "<>>", page)
 
 
-def _ways(decisions: Iterable[Decision]) -> str:
+def _into(decisions: Sequence[Decision], outcome: Outcome) -> str:
+    """The operators that took what went one way."""
+    taken = {
+        (d.graph, name): kind
+        for d in decisions
+        if d.outcome is outcome
+        for name, kind in zip(d.into, d.into_types, strict=True)
+    }
+    kinds = Counter(taken.values()).most_common()
+    return f" into {', '.join(f'{number} {kind}' for kind, number in kinds)}" if kinds else ""
+
+
+def _ways(decisions: Sequence[Decision]) -> str:
     """How many went where."""
     ways = Counter[Outcome](d.outcome for d in decisions if d.outcome is not Outcome.KEPT)
     left = Counter(op for d in decisions if d.outcome is not Outcome.KEPT for op in d.left)
     if not ways:
         return "Folded: none; only inputs or functions changed."
-    text = ", ".join(f"{ways[outcome]} {way}" for outcome, way in _WAYS.items() if ways[outcome])
+    text = ", ".join(
+        f"{ways[outcome]} {way}{_into(decisions, outcome)}" for outcome, way in _WAYS.items() if ways[outcome]
+    )
     remains = " and ".join(f"{number} {op}" for op, number in left.items())
     return f"Folded: {text}" + (f"; {remains} stay behind." if remains else ".")
 
