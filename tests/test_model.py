@@ -1184,7 +1184,7 @@ def test_other_edits_arrive(tmp_path: Path) -> None:
     written = onnx.load_from_string(to_bytes(model))
     assert [a.name for a in written.graph.node[0].attribute][-1] == "alpha"
     assert (written.graph.node[0].doc_string, written.producer_name) == ("edited", "somebody")
-    assert [(p.key, p.value) for p in written.metadata_props] == [("key", "value")]
+    assert [(p.key, p.value) for p in written.metadata_props] == [*model.metadata_props.items()]
     assert (written.graph.name, written.ir_version) == ("renamed", model.ir_version)
     assert written.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 7
     assert len(written.graph.node) == len(chain().graph.node)
