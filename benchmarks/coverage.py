@@ -32,7 +32,7 @@ A cell tells how many BatchNormalization nodes are left, then the error relative
 run by onnxruntime with optimizations disabled on one seeded input. `crash`: a signal ended the tool;
 `fails`: it returned an exit code other than 0, or no file. `invalid`: onnxruntime does not run the
 result. `differs`: other inputs, outputs, shapes, integers, or places of NaN. `?`: the original does not
-run either, so there is no telling. A result is wrong when it is invalid, differs, or errs by more than
+run either, or draws random numbers. A result is wrong when it is invalid, differs, or errs by more than
 {ERROR_BAR:g}. `*`: inputs with a default value are gone, so the result no longer lets a caller set them."""
 
 
@@ -122,7 +122,7 @@ def _outcome(tool: Tool, source: Path, target: Path, itself: judge.Comparison, t
     if done.failure:
         return Outcome(done, None, judge.Comparison())
     count, comparison = judge.judge(source, target, timeout=timeout)
-    # Where the original is not even equal to itself (it crashes, or draws random numbers), nobody can be.
+    # An original that takes the runtime down, or is not equal to itself, says nothing about a result.
     return Outcome(done, count, comparison if itself.error == 0 else judge.Comparison(fault=Fault.UNKNOWN))
 
 

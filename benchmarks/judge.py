@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
 SEED = 7
 FREE_SIZE = 64  # of a symbolic dimension that is not the batch: networks stride over powers of two
+RANDOM = {
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Fault(StrEnum):
 
     INVALID = "invalid"  # the runtime refuses the result, or goes down with it
     DIFFERS = "differs"  # in inputs, outputs, shapes, integers, or the places of NaN and infinity
-    UNKNOWN = "?"  # the original does not run, or time was up
+    UNKNOWN = "?"  # the original does not run or draws random numbers, or time was up
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,8 @@ def compare(original: onnx.ModelProto, result: onnx.ModelProto) -> Comparison:
     The outputs of most networks hardly react to a fault many layers back, so Relu outputs take part:
     no tool carries an affine map through a Relu, so that name means the same values in both.
     """
+    if any(node.op_type in RANDOM for node in original.graph.node):
+        return Comparison(fault=Fault.UNKNOWN, detail="the original draws random numbers")
     shared = sorted(_relu_outputs(original) & _relu_outputs(result))
     sigmoids = _outputs_of("Sigmoid", original)
     try:

@@ -273,6 +273,8 @@ OVERRIDABLE = [
          w=(4, 3, 1, 1), w2=(2, 4, 1, 1), **norm(4) | {"scale": [-1.0, 1.0, 1.0, 1.0]}, **norm(2, "2")),
     case("IR version 3: initializers are inputs, and constants", "c = Conv(x, w) y = BN(c)", "Conv", PULLED,
          opset=8, ir_version=3, **PLAIN),
+    case("IR version 3: there is nothing to freeze", "c = Conv(x, w) y = BN(c)", "Conv", PULLED, opset=8,
+         ir_version=3, options=FREEZE, **PLAIN),
     case("IR version 3: a new bias is an input, too", "b = BN(x) y = Conv(b, w)", "Conv", PUSHED, opset=8,
          ir_version=3, w=(4, 3, 3, 3), **norm(3)),
     case("IR version 3: merged", "b = BN(x) m = Mul(b, s) y = Add(m, t)", "BatchNormalization", MERGED,

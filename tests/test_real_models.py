@@ -62,9 +62,9 @@ def stays(reason: Reason, affines: int = 0) -> Row:
     return Row((1, 1), (affines, affines), {reason: 1})
 
 
-# Of densenet121's 121 normalizations, 59 follow a convolution and go back. The other 62 read a Concat with a
-# branch that is read elsewhere, too. A Relu follows, and their scales are positive: these go on into the next
-# convolution, and each leaves its shift as one Add.
+# Of densenet121's 121 normalizations, 59 follow a convolution and go back. Of the other 62, 58 read a Concat
+# or a pool that has a second reader, and 4 a Concat with a branch that has one. A Relu follows, and their
+# scales are positive: they go on into the next convolution, and each leaves its shift as one Add.
 LIGHT_MODELS = {
     "light_densenet121": Row((121, 0), (242, 62)),
     "light_inception_v2": Row((69, 0), (138, 0)),
