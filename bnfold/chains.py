@@ -75,7 +75,10 @@ def _divide(a: Array, b: Array) -> Array:
 def _cast(view: NodeView, x: Array) -> Array:
     if view.opset < 6:
         return x.astype(ir.DataType[_LEGACY_CAST[view.text("to", "")]].numpy())
-    return x.astype(ir.DataType(view.integer("to", 0)).numpy())
+    target = ir.DataType(view.integer("to", 0))
+    if target.bitwidth < 16 and target.is_floating_point():
+        raise TypeError(f"whether {target.name} saturates is up to the runtime")
+    return x.astype(target.numpy())
 
 
 def _constant(view: NodeView) -> Array:

@@ -11,8 +11,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
@@ -39,6 +39,7 @@ class _Program(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **extra: Any) -> NoReturn:
         arguments = sys.argv[1:] if args is None else list(args)
+        _settle_surroundings()
         try:
             code = super().main(arguments, **extra | {"prog_name": "bnfold", "standalone_mode": False})
         except click.ClickException as error:
@@ -46,7 +47,13 @@ class _Program(click.Group):
         except click.Abort:
             code = INTERRUPTED
         except bnfold.BnfoldError as error:
+            if "--json" in arguments and (report := getattr(error, "report", None)) is not None:
+                from .render import as_json
+
+                _print(as_json(report))
             code = _complain(str(error), error.exit_code)
+        except OSError as error:
+            code = _complain(f"{error.filename or 'a stream'}: {error.strerror or error}", 2)
         except Exception as error:
             if "-vv" in arguments:
                 traceback.print_exc()
@@ -132,6 +139,8 @@ def optimize(
     MODEL and FILE may be "-", the standard input and output.
     """
     to_stdout = not dry_run and STREAM in ((source, target) if target is None else (target,))
+    if to_stdout and _is_closed(sys.stdout):
+        raise click.UsageError("the model would go to the standard output, which is closed")
     if to_stdout and sys.stdout.isatty():
         raise click.UsageError("the model would go to the terminal; redirect it, or name a file with -o")
     with _interrupts_later():
@@ -225,8 +234,29 @@ def _give_up_stdout() -> None:
 def _complain(message: str, code: int) -> int:
     from .render.text import printable
 
-    click.echo(f"error: {printable(' '.join(message.split()))}", err=True)
+    with suppress(OSError):  # a message that cannot be written must not change what the exit code says
+        click.echo(f"error: {printable(' '.join(message.split()))}", err=True)
     return code
+
+
+def _settle_surroundings() -> None:
+    """Streams that are closed become empty ones, and being told to end cleans up like Ctrl-C."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        with suppress(ValueError):  # only the main thread may
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _end)
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _is_closed(stream: TextIO) -> bool:
+    return getattr(stream, "name", None) == os.devnull
 
 
 def _usage(error: click.ClickException) -> str:

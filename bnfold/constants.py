@@ -53,10 +53,11 @@ class Constant:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        if self.scale is None and self.shift is None:
-            return self.base.shape
-        parts = [self.base.shape, *(p.shape for p in (self.scale, self.shift) if p is not None)]
-        return np.broadcast_shapes(*parts)
+        shape = self.base.shape
+        for part in (self.scale, self.shift):
+            if part is not None:
+                shape = _broadcast(shape, part.shape)
+        return shape
 
     def reshape(self, *shape: int) -> Constant:
         """The same numbers in another shape."""
@@ -65,7 +66,7 @@ class Constant:
     def mapped(self, change: Elementwise) -> Constant:
         """Its image under one more affine."""
         scale, shift = self.scale, self.shift
-        if change.scale is not None:
+        if change.scale is not None and (shift is not None or not self._is_zero):
             scale = change.scale if scale is None else change.scale * scale
             shift = None if shift is None else change.scale * shift
         if change.shift is not None:
@@ -74,12 +75,19 @@ class Constant:
 
     def exact(self) -> DoubleDouble:
         """Its numbers before rounding."""
+        if self._is_zero and self.shift is not None:
+            return self.shift
         numbers = DoubleDouble.of(self.base)
         if self.scale is not None:
             numbers = numbers * self.scale
         if self.shift is not None:
             numbers = numbers + self.shift
         return numbers
+
+    @property
+    def _is_zero(self) -> bool:
+        """Whether nothing is stored: what an absent input counts as."""
+        return self.base.ndim == 0 and not self.base
 
     @np.errstate(all="ignore")  # underflow is a correct rounding; the rest was checked
     def rounded(self) -> NDArray[Any]:
@@ -147,6 +155,13 @@ class Constant:
             raise Declined(
                 Reason.UNDERFLOW, f"a channel of {name} would be at most {least:.3g} in {self.dtype}"
             )
+
+
+def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    """`np.broadcast_shapes` of two, quick where b merely spreads over a."""
+    if len(a) == len(b) and all(n in (1, m) for m, n in zip(a, b, strict=True)):
+        return a
+    return np.broadcast_shapes(a, b)
 
 
 def _rows(numbers: _Numbers, rows: slice, shape: tuple[int, ...]) -> _Numbers:

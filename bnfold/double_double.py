@@ -117,11 +117,15 @@ class DoubleDouble:
 
     def equals(self, value: float) -> bool:
         """Whether every number is exactly `value`."""
+        if self.hi.size and self.hi.item(0) != value:
+            return False
         return bool((self.hi == value).all()) and not self.lo.any()
 
     def is_uniform(self) -> bool:
         """Whether all numbers are the same, and there are any."""
-        return self.hi.size > 0 and self.same(self[(0,) * self.hi.ndim])
+        if not self.hi.size or self.hi.item(0) != self.hi.item(-1):
+            return False
+        return bool((self.hi == self.hi.item(0)).all()) and bool((self.lo == self.lo.item(0)).all())
 
     def same(self, other: DoubleDouble) -> bool:
         """Whether all numbers agree with those of `other`."""
@@ -161,6 +165,11 @@ def narrow(a: F64, dtype: DTypeLike) -> NDArray[Any]:
             single = a.astype(np.float32)
             a = _to_odd(single, a - single.astype(np.float64))
         return a.astype(dtype)
+
+
+def stack(parts: Sequence[DoubleDouble]) -> DoubleDouble:
+    """Parts of one shape along a new first axis."""
+    return DoubleDouble(np.array([p.hi for p in parts]), np.array([p.lo for p in parts]))
 
 
 def concatenate(parts: Sequence[DoubleDouble]) -> DoubleDouble:

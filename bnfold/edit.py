@@ -7,7 +7,10 @@ name of its result, and every other value on the way gets a fresh one.
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from .constants import Constant
 from .facts import Facts, Scope
@@ -24,14 +27,16 @@ class Names:
     """
 
     def __init__(self, facts: Facts) -> None:
-        self._values: set[str | None] = set()
-        self._nodes: set[str | None] = set()
+        values: set[str | None] = set()
+        nodes: set[str | None] = set()
         for scope in facts.scopes:
-            self._values.update(v.name for v in scope.graph.inputs)
-            self._values.update(scope.graph.initializers)
+            values.update(v.name for v in scope.graph.inputs)
+            values.update(scope.graph.initializers)
             for node in scope.graph:
-                self._nodes.add(node.name)
-                self._values.update(o.name for o in node.outputs)
+                nodes.add(node.name)
+                values.update(v.name for v in (*node.inputs, *node.outputs) if v is not None)
+        self._originals = frozenset(values)
+        self._values, self._nodes = values, nodes
 
     def value(self, stem: str | None, suffix: str) -> str:
         """A new name for a value, made from an old one."""
@@ -42,8 +47,9 @@ class Names:
         return self._fresh(self._nodes, stem, suffix)
 
     def release(self, name: str | None) -> None:
-        """Let the name of a removed value be used again."""
-        self._values.discard(name)
+        """Let the name of a removed value be used again, unless it meant something in the original."""
+        if name not in self._originals:
+            self._values.discard(name)
 
     @staticmethod
     def _fresh(taken: set[str | None], stem: str | None, suffix: str) -> str:
@@ -230,7 +236,7 @@ class Writer:
     def _stored(self, constant: Constant, name: str, reader: ir.Node | None = None) -> ir.Value:
         """A new initializer, or in the body of a function, which has none, a Constant node."""
         dtype, shape = ir.DataType.from_numpy(constant.dtype), ir.Shape(constant.shape)
-        tensor = ir.LazyTensor(lambda: ir.Tensor(constant.rounded(), name=name), dtype, shape, name=name)
+        tensor = _Rounded(constant, dtype, shape, name)
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)
         scope = self.scope if reader is None else self.facts.scope(reader)
         if scope.is_function:
@@ -270,6 +276,17 @@ class Writer:
             return self.facts.constant(value) is not None
         except Declined:
             return False
+
+
+class _Rounded(ir.LazyTensor):
+    """A constant that is rounded when its numbers are asked for, and not kept: one at a time is enough."""
+
+    def __init__(self, constant: Constant, dtype: ir.DataType, shape: ir.Shape, name: str) -> None:
+        super().__init__(lambda: ir.Tensor(constant.rounded(), dtype, name=name), dtype, shape, name=name)
+        self._constant = constant
+
+    def numpy(self) -> NDArray[Any]:
+        return self._constant.rounded()
 
 
 def _remove(node: ir.Node) -> None:

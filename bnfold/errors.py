@@ -12,7 +12,10 @@ folded is none of these: it is a `Decision` with a `Reason`, see `report`.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from .report import OptimizeReport
 
 
 class BnfoldError(Exception):
@@ -33,13 +36,25 @@ class OutputError(BnfoldError):
     """The result cannot be written; nothing was."""
 
 
-class NotEquivalent(BnfoldError):
+class _Unproven(BnfoldError):
+    """The comparison did not pass.
+
+    Attributes:
+        report: All that was found out until then.
+    """
+
+    def __init__(self, message: str, report: OptimizeReport | None = None) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class NotEquivalent(_Unproven):
     """The result does not compute what the original computes; nothing was written."""
 
     exit_code: ClassVar[int] = 1
 
 
-class Undecided(BnfoldError):
+class Undecided(_Unproven):
     """Nothing could be compared, so nothing is claimed; nothing was written."""
 
     exit_code: ClassVar[int] = 3

@@ -20,6 +20,7 @@ from .nodes import NodeView, label
 from .report import Declined, Reason
 from .shapes import (
     ARITHMETIC,
+    POOLS,
     SAME_DTYPE,
     SAME_SHAPE,
     Dim,
@@ -48,6 +49,8 @@ class Facts:
         )
         self.scopes = tuple(scopes(model))
         self._scopes = {scope.graph: scope for scope in self.scopes}
+        # A local function of the default domain takes the place of the operator of its name.
+        self._replaced = {name for domain, name, _ in model.functions if domain in ("", "ai.onnx")}
         self._arguments = {value for f in model.functions.values() for value in f.graph.inputs}
 
     # Constants
@@ -83,7 +86,7 @@ class Facts:
                 stack.pop()
             elif node is None:
                 self._constants[current] = self._stored(current)
-            elif node.domain or current is not node.outputs[0] or not _is_pure(node):
+            elif not self.is_standard(node) or current is not node.outputs[0] or not _is_pure(node):
                 self._constants[current] = None
             else:
                 waiting = self._unknown_input(node)
@@ -180,8 +183,12 @@ class Facts:
         """The element type; None if not known or not one of numpy's."""
         found = self._stated_dtype(value) or self._infer(value)[0]
         node = value.producer()
-        while found is None and node is not None and not node.domain and node.op_type in SAME_DTYPE:
+        while found is None and node is not None and self.is_standard(node):
             # Inference is silent in opset 1 and in bodies of functions.
+            if node.op_type == "Cast" and self.scope(node).opset >= 6:
+                return numpy_dtype(ir.DataType(self.view(node).integer("to", 0)))
+            if node.op_type not in SAME_DTYPE:
+                break
             found = next((d for v in node.inputs[:2] if v and (d := self._stated_dtype(v))), None)
             node = node.inputs[0].producer() if node.inputs[0] is not None else None
         return found
@@ -215,6 +222,8 @@ class Facts:
 
     def _stated_shape(self, value: ir.Value) -> tuple[Dim, ...] | None:
         """The shape that needs no inference."""
+        if isinstance(known := self._constants.get(value), Constant):
+            return known.shape
         if value.shape is not None:
             return tuple(map(size_of, value.shape))
         known = self._constant_or_none(value)
@@ -238,8 +247,8 @@ class Facts:
 
     def _of_operator(self, value: ir.Value) -> tuple[Dim, ...] | None:
         """What the operators themselves say where inference is silent: in opset 1, in bodies of functions."""
-        node = value.producer()
-        while node is not None and not node.domain and value is node.outputs[0]:
+        node, pooled = value.producer(), False
+        while node is not None and self.is_standard(node) and value is node.outputs[0]:
             if node.op_type in ("Conv", "ConvTranspose") and (weight := node.inputs[1]) is not None:
                 sizes, transposed = self.dims(weight), node.op_type == "ConvTranspose"
                 if sizes is None or not isinstance(channels := sizes[transposed], int):
@@ -249,14 +258,19 @@ class Facts:
             legacy = (
                 node.op_type in ARITHMETIC and self.scope(node).opset < 7
             )  # broadcasts its second operand
-            if not (node.op_type in SAME_SHAPE or legacy) or (data := node.inputs[0]) is None:
+            pooled |= node.op_type in POOLS
+            if not (node.op_type in SAME_SHAPE | POOLS or legacy) or (data := node.inputs[0]) is None:
                 return None
             if (stated := self._stated_shape(data)) is not None:
-                return stated
+                return (*stated[:2], *(None,) * (len(stated) - 2)) if pooled else stated
             value, node = data, data.producer()
         return None
 
     # Nodes
+
+    def is_standard(self, node: ir.Node) -> bool:
+        """Whether the node is an operator of ONNX itself."""
+        return not node.domain and node.op_type not in self._replaced
 
     def view(self, node: ir.Node) -> NodeView:
         """The node with its opset."""

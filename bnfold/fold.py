@@ -172,7 +172,7 @@ class _Folder:
             graph=scope.path,
             nodes=tuple(self._label(n) for n in site.nodes if n not in self.created),
             op_types=tuple(n.op_type for n in site.nodes if n not in self.created),
-            value=self.labels.get(site.nodes[-1], ("", site.result.name or ""))[1],
+            value=self.labels[last][1] if (last := site.nodes[-1]) in self.labels else _first_output(last),
             channels=None if site.affine is None else site.affine.channels,
             outcome=Outcome.KEPT,
         )

@@ -18,6 +18,7 @@ import logging
 import mmap
 import os
 import secrets
+import shutil
 import stat
 import warnings
 from collections.abc import Iterator
@@ -59,6 +60,8 @@ def load(source: str | os.PathLike[str] | BinaryIO) -> ir.Model:
     if isinstance(source, str | os.PathLike):
         path = os.path.abspath(source)
         name = os.fspath(source)
+        if not name:
+            raise InputError("the name of the model is empty; give the path of a file")
         view, file_id = _open(path, name)
         return _model(view, name, path, file_id)
     return _model(memoryview(source.read()), _STANDARD_INPUT, None, None)
@@ -114,8 +117,8 @@ class Staged:
     """A model that is written but does not count yet; a context manager.
 
     Attributes:
-        path: The complete temporary model file, in the target's folder; with its external data, if any.
-            It exists from entering the context until leaving or committing.
+        path: The complete temporary model file, in the target's folder or, with its external data, in
+            a temporary folder there. It exists from entering the context until leaving or committing.
     """
 
     path: str
@@ -129,8 +132,9 @@ class Staged:
         self._source = _source(model)
         self._mode = self._permitted()
         self._keep: frozenset[str] = frozenset()  # data files that the new model refers to
-        self._written: list[str] = []  # what must go unless it is committed
-        self.path = os.path.join(self._folder, f".bnfold-{secrets.token_hex(6)}.onnx")
+        self._data: frozenset[str] = frozenset()  # those among them that are new
+        self._own = os.path.join(self._folder, f".bnfold-{secrets.token_hex(6)}")
+        self.path = f"{self._own}.onnx"
 
     def __enter__(self) -> Self:
         try:
@@ -158,10 +162,12 @@ class Staged:
         self._permitted()  # the world may have changed meanwhile
         old = self._predecessors_data()
         try:
+            for name in self._data:
+                os.replace(os.path.join(self._own, name), os.path.join(self._folder, name))
             os.replace(self.path, self._target)
         except OSError as error:
             raise self._refusal(error) from error
-        self._written.clear()
+        self._discard()
         _synchronise(self._folder)
         for name in old - self._keep:
             with suppress(OSError):  # the model is saved; a data file too many is no reason to fail
@@ -194,15 +200,16 @@ class Staged:
     def _write(self) -> None:
         parts, data = write.render(self._model, self._source, self._target)
         if data:
-            unnamed = os.path.join(self._folder, f".bnfold-{secrets.token_hex(6)}.data")
+            # Together in a folder of their own, under their final names: until they are committed, no
+            # other run can come to depend on them.
+            os.mkdir(self._own)
+            self.path = os.path.join(self._own, self._basename())
+            unnamed = os.path.join(self._own, ".data")
             with self._create(unnamed, None) as file:
                 data.write(file)
                 _flush(file)
-            final = os.path.join(self._folder, data.name)
-            if not os.path.lexists(final):  # else it belongs to a model that is there, with this very content
-                self._written.append(final)
-            os.replace(unnamed, final)
-            self._keep = frozenset((data.name,))
+            os.replace(unnamed, os.path.join(self._own, data.name))
+            self._data = self._keep = frozenset((data.name,))
         else:
             self._keep = self._source.locations
         with self._create(self.path, self._mode) as file:
@@ -212,15 +219,15 @@ class Staged:
     def _create(self, path: str, mode: int | None) -> BinaryIO:
         """A new file; as the umask wants it, or with the mode of the one that it will replace."""
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-        self._written.append(path)
         if mode is not None:
             os.chmod(path, mode)
         return open(handle, "wb", buffering=_BUFFER_BYTES)
 
     def _discard(self) -> None:
-        while self._written:
-            with suppress(OSError):
-                os.unlink(self._written.pop())
+        """Remove what is still there of the temporary files."""
+        with suppress(OSError):
+            os.unlink(self.path)
+        shutil.rmtree(self._own, ignore_errors=True)
 
     def _predecessors_data(self) -> set[str]:
         """The data files, named by bnfold after the target, to which the model refers that is there now."""

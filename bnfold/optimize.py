@@ -77,7 +77,7 @@ def optimize(
     origin = os.fspath(source)
     goal = _beside(origin) if target is None else os.fspath(target)
     with _collector_off(), _scratch() as scratch:
-        content = sys.stdin.buffer.read() if origin == STREAM else None
+        content = _streamed(origin)
         model = load(origin if content is None else io.BytesIO(content))
         folded = _fold(model, origin, only, freeze_initializers, inline_functions)
         compared = verify and folded.modified
@@ -88,14 +88,14 @@ def optimize(
         if goal == STREAM:
             result = to_bytes(model)
             if compared:
-                checked = _need_pass(original, _copy(result, scratch / "result.onnx"), origin, goal)
+                checked = _need_pass(original, _copy(result, scratch / "result.onnx"), origin, goal, folded)
             if not dry_run:
                 _write_out(result)
         else:
             place = scratch / "result.onnx" if dry_run else goal
             with stage(model, place, force=force) as staged:
                 if compared:
-                    checked = _need_pass(original, Path(staged.path), origin, goal)
+                    checked = _need_pass(original, Path(staged.path), origin, goal, folded)
                 staged.commit()
     return OptimizeReport(origin, None if dry_run else goal, folded, checked)
 
@@ -152,9 +152,21 @@ def _fold(
         raise InputError(f"{_called(origin)}: {error}") from error
 
 
-def _need_pass(original: Path, result: Path, origin: str, goal: str) -> CheckReport:
+def _streamed(origin: str) -> bytes | None:
+    """What can be read only once: the standard input, a pipe. None for a file."""
+    if origin == STREAM:
+        return sys.stdin.buffer.read()
+    path = Path(origin)
+    try:
+        return path.read_bytes() if path.is_fifo() or path.is_char_device() else None
+    except OSError as error:
+        raise InputError(f"{origin}: cannot be read: {error.strerror or error}") from error
+
+
+def _need_pass(original: Path, result: Path, origin: str, goal: str, folded: FoldReport) -> CheckReport:
     """The comparison, if it says that the two are the same function."""
     report = check(original, result)
+    whole = OptimizeReport(origin, None, folded, report)
     if report.verdict is Verdict.PASS:
         return report
     # Temporary names mean nothing to the reader, and the files are gone when the message is read.
@@ -162,11 +174,13 @@ def _need_pass(original: Path, result: Path, origin: str, goal: str) -> CheckRep
     if report.verdict is Verdict.FAIL:
         raise NotEquivalent(
             f"{_called(origin)}: the folded model is not equivalent: {why}; nothing was written; please "
-            "report this as a bug of bnfold (--no-verify writes the result unchecked)"
+            "report this as a bug of bnfold (--no-verify writes the result unchecked)",
+            whole,
         )
     raise Undecided(
         f"{_called(origin)}: whether the folded model is equivalent could not be decided: {why}; nothing was "
-        "written (--no-verify writes the result unchecked)"
+        "written (--no-verify writes the result unchecked)",
+        whole,
     )
 
 

@@ -192,13 +192,13 @@ class _Attempt:
         """Make `value` become affine(value)."""
         self._touch(value)
         node = _need_way(self.facts, value, reader)
-        rule = None if node.domain else PULL.get(node.op_type)
+        rule = PULL.get(node.op_type) if self.facts.is_standard(node) else None
         if rule is None:
             raise _no_rule(self.facts, node)
         index = next(k for k, output in enumerate(node.outputs) if output is value)
         with well_formed(node):
             move = self._choose(rule(self.facts.op(node), index, affine))
-        self._change_inputs(node, move)
+            self._change_inputs(node, move)
         if move.left is not None:
             self._leave(value, move.left, None)
         self.plan.moved.append(value)
@@ -221,14 +221,14 @@ class _Attempt:
         if on_the_way:
             self.plan.moved.append(value)
         for node, indices in readers.items():
-            rule = None if node.domain else PUSH.get(node.op_type)
+            rule = PUSH.get(node.op_type) if self.facts.is_standard(node) else None
             if rule is None:
                 raise _no_rule(self.facts, node)
             with well_formed(node):
                 move = self._choose(rule(self.facts.op(node), tuple(indices), affine))
+                self._change_inputs(node, move)
             if move.left is not None:
                 self._leave(value, move.left, node)
-            self._change_inputs(node, move)
             self.pushing += [(node.outputs[k], a) for k, a in move.outputs.items()]
 
     def _leave(self, value: ir.Value, shift: Affine, reader: ir.Node | None) -> None:
@@ -274,6 +274,7 @@ class _Attempt:
     def _change_constant(
         self, node: ir.Node, i: int, constant: Constant, change: Affine | Elementwise
     ) -> None:
+        per_axis = isinstance(change, Affine)
         if isinstance(change, Affine):
             change = change.elementwise(max(1, len(constant.shape)))
         if change.scale is None and change.shift is None:
@@ -285,6 +286,8 @@ class _Attempt:
         if (node, i) in self.plan.constants:
             raise Declined(Reason.PARTS_DISAGREE, f"{name} is reached on two ways")
         new = constant.mapped(change)
+        if value is not None and per_axis and new.shape != constant.shape:
+            raise Declined(Reason.BROADCAST, f"{name} of shape {list(constant.shape)} is broadcast")
         new.check(name)
         self.plan.constants[node, i] = new
 

@@ -59,7 +59,7 @@ def _pull_split(op: Op, k: int, affine: Affine) -> Answer:
         f"Split {op.name!r} divides axis {axis}, the affine of one part is on axis {affine.axis}",
     )
     parts = _split_parts(op, axis)
-    return Move({0: affine.spread(len(parts[k]), axis).placed(parts[k], int(parts[-1][-1]) + 1)})
+    return Move({0: affine.spread(len(parts[k]), axis).placed(parts[k], sum(map(len, parts)))})
 
 
 def _push_split(op: Op, inputs: tuple[int, ...], affine: Affine) -> Answer:

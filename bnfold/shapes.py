@@ -25,7 +25,10 @@ _NORMALIZATIONS = {"BatchNormalization", "InstanceNormalization", "LayerNormaliz
 SAME_SHAPE = frozenset(_ACTIVATIONS | _NORMALIZATIONS | {"Dropout", "Identity", "Neg"})
 """Operators whose result has the shape and the dtype of their first input."""
 
-SAME_DTYPE = SAME_SHAPE | ARITHMETIC | {"Conv", "ConvTranspose", "Gemm", "MatMul", "Sum"}
+POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"})
+"""Operators whose result has the rank, the batch and the channels of their input."""
+
+SAME_DTYPE = SAME_SHAPE | ARITHMETIC | POOLS | {"Conv", "ConvTranspose", "Gemm", "MatMul", "Sum"}
 """Operators whose result has the dtype of their first input."""
 
 _HEADER_ONLY = 4096  # bytes; a shape or a list of axes is smaller
@@ -49,6 +52,7 @@ def infer_types(model: ir.Model) -> dict[ir.Value, Inferred]:
         for function in model.functions.values():
             proto.functions.append(ir.serde.serialize_function(function))
         _outline(model.graph, proto.graph)
+        _forget_negative_sizes(proto.graph)
         inferred = shape_inference.infer_shapes(proto, data_prop=True)
     except (shape_inference.InferenceError, ir.serde.SerdeError, ValueError, RuntimeError) as error:
         _log.info("shape inference failed, its facts are missing: %s", error)
@@ -67,8 +71,10 @@ def numpy_dtype(dtype: ir.DataType) -> np.dtype[Any] | None:
 
 
 def size_of(dim: int | ir.SymbolicDim) -> Dim:
-    """An onnx_ir dimension as plain data."""
-    return dim if isinstance(dim, int) else dim.value
+    """An onnx_ir dimension as plain data. Some exporters write -1 for what they do not know."""
+    if isinstance(dim, int):
+        return dim if dim >= 0 else None
+    return dim.value
 
 
 def _outline(graph: ir.Graph, proto: Any) -> None:
@@ -92,6 +98,14 @@ def _outline(graph: ir.Graph, proto: Any) -> None:
                 proto.value_info.append(ir.serde.serialize_value(value))
 
 
+def _forget_negative_sizes(proto: Any) -> None:
+    """Some exporters write -1 for a size that they do not know; inference gives up there."""
+    for info in (*proto.input, *proto.output, *proto.value_info):
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value < 0:
+                dim.ClearField("dim_value")
+
+
 def _collect(graph: ir.Graph, proto: Any, found: dict[ir.Value, Inferred]) -> None:
     """Read the answers back, graph and proto side by side."""
     types = {info.name: info.type for info in (*proto.value_info, *proto.output, *proto.input)}
@@ -112,7 +126,12 @@ def _note(value: ir.Value, types: dict[str | None, Any], found: dict[ir.Value, I
     tensor = kind.tensor_type
     sizes: tuple[Dim, ...] | None = None
     if tensor.HasField("shape"):
-        sizes = tuple(
-            d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim
-        )
+        sizes = tuple(_size_in(d) for d in tensor.shape.dim)
     found[value] = (numpy_dtype(ir.DataType(tensor.elem_type)), sizes)
+
+
+def _size_in(dim: Any) -> Dim:
+    """A dimension of a TensorShapeProto."""
+    if not dim.HasField("dim_value"):
+        return dim.dim_param or None
+    return dim.dim_value if dim.dim_value >= 0 else None

@@ -307,12 +307,19 @@ def _pull_layer_norm(op: Op, k: int, affine: Affine) -> Answer:
     """LayerNormalization ends in an affine over its normalized axes, from `axis` to the last."""
     need(k == 0, Reason.OTHER_OUTPUT, f"output {k} of {op.type} {op.name!r}")
     scaled = _on_normalized(op, affine)
-    if op.input(2) is not None or not affine.has_shift:
+    bias = op.input(2)
+    if bias is None and not affine.has_shift:
+        return Move({1: scaled.scaling()})
+    rank = op.need_rank(1)
+    if bias is not None and op.constant(2) is None:
+        full = op.need_rank(2) == rank and (affine.axis is None or op.need_dim(2, scaled.axis or 0) > 1)
+        need(full, Reason.BROADCAST, f"{bias.name!r} is broadcast by {op.type} {op.name!r}")
         return Move({1: scaled.scaling(), 2: scaled})
-    # An absent bias becomes one with the shape of the scale.
-    shape = [_size(op, 1, a) for a in range(op.need_rank(1))]
-    shift = scaled.elementwise(len(shape)).shift
-    return Move({1: scaled.scaling(), 2: Elementwise(None, shift and shift.broadcast_to(shape))})
+    # A bias that is absent, or broadcast to the scale, gets the shape of the scale.
+    shape = [op.need_dim(1, a) for a in range(rank)]
+    change = scaled.elementwise(rank)
+    grown = DoubleDouble.of(np.zeros(shape)) if change.shift is None else change.shift.broadcast_to(shape)
+    return Move({1: scaled.scaling(), 2: Elementwise(change.scale, grown)})
 
 
 def _pull_rms_norm(op: Op, k: int, affine: Affine) -> Answer:

@@ -14,11 +14,12 @@ import onnx_ir as ir
 
 from .affine import Affine
 from .constants import FLOATS, Constant
-from .double_double import DoubleDouble
+from .double_double import DoubleDouble, stack
 from .errors import InputError
 from .facts import Facts, Op
 from .nodes import label, well_formed
 from .report import Declined, Reason
+from .shapes import size_of
 
 _EPSILON = float(np.float32(1e-5))
 
@@ -73,7 +74,7 @@ def source(op: Op) -> Source | None:
     Raises:
         Declined: It looks like one: a BatchNormalization, or arithmetic with a constant.
     """
-    if op.node.domain or op.node.op_type not in OPERATORS:
+    if op.node.op_type not in OPERATORS or not op.facts.is_standard(op.node):
         return None
     with well_formed(op.node):
         return _source(op)
@@ -107,9 +108,22 @@ def need_inference(op: Op) -> None:
 def batchnorm(op: Op) -> Affine:
     """s = scale / √(var + ε), t = bias - s · mean, per channel on axis 1."""
     need_inference(op)
-    scale, bias, mean, var = _parameters(op)
+    numbers = _parameters(op)
+    scale, bias, mean, var = (numbers[i] for i in range(4))
     s = scale / _deviation(op, var)
-    return Affine.of(s, bias - s * mean, 1)
+    affine = Affine.of(s, bias - s * mean, 1)
+    if affine.axis is None and scale.shape[0] > 1:
+        _need_channels(op, scale.shape[0])  # a number for all channels: no weight will miss the right length
+    return affine
+
+
+def _need_channels(op: Op, channels: int) -> None:
+    size = op.facts.dim(op.need_input(0), 1)
+    if isinstance(size, int) and size != channels:
+        raise InputError(
+            f"its parameters are for {channels} channels, but {op.need_input(0).name!r} has {size}; the "
+            "model is invalid, export it again"
+        )
 
 
 def deviation(op: Op) -> DoubleDouble:
@@ -128,24 +142,25 @@ def _deviation(op: Op, var: DoubleDouble) -> DoubleDouble:
     return raised.sqrt()
 
 
-def _parameters(op: Op) -> list[DoubleDouble]:
-    """Scale, bias, mean and variance of a BatchNormalization, each of shape (C,)."""
-    data, channels, found = op.need_input(0), None, []
-    if data.shape is not None and len(data.shape) > 1 and isinstance(size := data.shape[1], int):
-        channels = size
-    for i in (1, 2, 3, 4):
-        constant = op.need_constant(i, Reason.RUNTIME_PARAMETERS)
-        channels = constant.shape[0] if channels is None and len(constant.shape) == 1 else channels
-        if constant.shape != (channels,):
-            raise InputError(
-                f"{op.need_input(i).name!r} has shape {list(constant.shape)}, but {data.name!r} has "
-                f"{channels} channels; the model is invalid, export it again"
-            )
-        numbers = constant.exact()
-        if not numbers.is_finite():
-            raise Declined(Reason.NOT_FINITE, f"{op.need_input(i).name!r}, input {i} of {op.name!r}")
-        found.append(numbers)
-    return found
+def _parameters(op: Op) -> DoubleDouble:
+    """Scale, bias, mean and variance of a BatchNormalization, shape (4, C)."""
+    constants = [op.need_constant(i, Reason.RUNTIME_PARAMETERS) for i in (1, 2, 3, 4)]
+    shapes = [constant.shape for constant in constants]
+    data = op.need_input(0)
+    channels = size_of(data.shape[1]) if data.shape is not None and len(data.shape) > 1 else None
+    usual = (channels,) if isinstance(channels, int) else max(shapes, key=shapes.count)
+    if len(usual) != 1 or shapes.count(usual) < 4:
+        odd = next((i for i, shape in enumerate(shapes) if shape != usual or len(shape) != 1), 0)
+        raise InputError(
+            f"{op.need_input(odd + 1).name!r} has shape {list(shapes[odd])}, not one number for each of the "
+            f"{usual[0] if len(usual) == 1 else '?'} channels of {data.name!r}; the model is invalid, export it "
+            "again"
+        )
+    numbers = stack([constant.exact() for constant in constants])
+    if not numbers.is_finite():
+        wrong = int(np.argmin(np.isfinite(numbers.hi).all(axis=1)))
+        raise Declined(Reason.NOT_FINITE, f"{op.need_input(wrong + 1).name!r} of {op.name!r}")
+    return numbers
 
 
 def _arithmetic(op: Op) -> Source | None:
@@ -213,6 +228,11 @@ def _is_float(op: Op, i: int) -> bool:
 
 def _site(facts: Facts, node: ir.Node) -> Site | None:
     """The run that starts at a node; None if the node is no source."""
+    if node.op_type not in OPERATORS or not facts.is_standard(node):
+        return None
+    if not node.outputs:
+        nothing = Declined(Reason.MALFORMED, f"{node.op_type} {label(node)!r} has no output")
+        return Site((node,), None, None, nothing)
     try:
         first = source(facts.op(node))
     except Declined as declined:

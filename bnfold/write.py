@@ -39,6 +39,7 @@ from .origin import (
 from .wire import Deferred, Field, Item, Part
 
 _COPY_BYTES = 1 << 22
+_JOINED_BYTES = 1 << 16
 _PAGE = 4096  # large weights begin at a page, so that a runtime can map them
 _LARGE_ENOUGH_FOR_A_PAGE = 1 << 16
 _DIGEST_LENGTH = 16
@@ -103,9 +104,19 @@ class Writable(Protocol):
 
 def emit(parts: Iterable[Part], file: Writable) -> None:
     """Write the parts of a model, computing what is deferred."""
+    small: list[bytes | memoryview] = []  # a graph is 100,000 small pieces: they go in one
+    waiting = 0
     for part in parts:
         for chunk in _chunks(part):
-            file.write(chunk)
+            if len(chunk) >= _JOINED_BYTES or waiting >= _JOINED_BYTES:
+                file.write(b"".join(small))
+                small, waiting = [], 0
+            if len(chunk) >= _JOINED_BYTES:
+                file.write(chunk)
+            else:
+                small.append(chunk)
+                waiting += len(chunk)
+    file.write(b"".join(small))
 
 
 def is_content_named(location: str) -> str | None:

@@ -885,7 +885,7 @@ class TestTransaction:
         change(model, 0.0)
         before = sorted(os.listdir(tmp_path))
         with stage(model, tmp_path / "out.onnx") as staged:
-            assert Path(staged.path).parent == tmp_path and not (tmp_path / "out.onnx").exists()
+            assert tmp_path in Path(staged.path).parents and not (tmp_path / "out.onnx").exists()
             first = run(Path(staged.path))
             onnx.checker.check_model(staged.path)
         assert sorted(os.listdir(tmp_path)) == before
