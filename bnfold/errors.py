@@ -12,10 +12,7 @@ folded is none of these: it is a `Decision` with a `Reason`, see `report`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from .report import OptimizeReport
+from typing import ClassVar
 
 
 class BnfoldError(Exception):
@@ -40,10 +37,10 @@ class _Unproven(BnfoldError):
     """The comparison did not pass.
 
     Attributes:
-        report: All that was found out until then.
+        report: All that was found out until then, an `OptimizeReport`.
     """
 
-    def __init__(self, message: str, report: OptimizeReport | None = None) -> None:
+    def __init__(self, message: str, report: object = None) -> None:
         super().__init__(message)
         self.report = report
 

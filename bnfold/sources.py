@@ -152,9 +152,8 @@ def _parameters(op: Op) -> DoubleDouble:
     if len(usual) != 1 or shapes.count(usual) < 4:
         odd = next((i for i, shape in enumerate(shapes) if shape != usual or len(shape) != 1), 0)
         raise InputError(
-            f"{op.need_input(odd + 1).name!r} has shape {list(shapes[odd])}, not one number for each of the "
-            f"{usual[0] if len(usual) == 1 else '?'} channels of {data.name!r}; the model is invalid, export it "
-            "again"
+            f"{op.need_input(odd + 1).name!r} has shape {list(shapes[odd])}, but {data.name!r} has "
+            f"{usual[0] if len(usual) == 1 else 'other'} channels; the model is invalid, export it again"
         )
     numbers = stack([constant.exact() for constant in constants])
     if not numbers.is_finite():

@@ -36,7 +36,7 @@ TESTS = {
     "edit": _FOLDS,
 }
 """Where the faults of each module ought to be noticed."""
-SECONDS = 300
+SECONDS = 180
 """The time for the tests of one fault: without the measure of `plan`, a fold goes in circles."""
 
 
