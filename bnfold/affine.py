@@ -58,7 +58,12 @@ class Affine:
             shift: (C,) or (); None is 0.
             axis: Their axis; None if both are scalars.
         """
-        scale, shift = scale or _ONE, shift or _ZERO
+        if scale is None or shift is None:
+            channels = (
+                scale or shift or _ONE
+            ).shape  # full arrays: spreading a number costs more than they do
+            scale = scale or DoubleDouble(np.ones(channels), np.zeros(channels))
+            shift = shift or DoubleDouble(np.zeros(channels), np.zeros(channels))
         if axis is None or (_is_uniform(scale) and _is_uniform(shift)):
             return cls(_first(scale), _first(shift), None)
         shape = scale.shape or shift.shape

@@ -94,9 +94,14 @@ class Constant:
         """Its numbers, each the correctly rounded exact value."""
         if self.scale is None and self.shift is None:
             return self.base
+        kept: NDArray[Any] | None = self.__dict__.get("_kept")
+        if kept is not None:
+            return kept
         result = np.empty(self.shape, self.dtype)
         for rows, part in self._parts():
             result[rows] = part._round()
+        if self.shift is not None and result.size <= _BLOCK:
+            self.__dict__["_kept"] = result  # `check` has to round it, and it is a small bias
         return result
 
     def _parts(self) -> Iterator[tuple[slice | tuple[()], Constant]]:
@@ -129,11 +134,11 @@ class Constant:
             self._check_scaled(name)
             return
         for _, part in self._parts():
-            exact = part.exact()
-            if not exact.is_finite():
+            if np.isfinite(part.rounded().astype(np.float64)).all():
+                continue
+            if not part.exact().is_finite():
                 raise Declined(Reason.NOT_FINITE, f"{name} holds NaN or infinity")
-            if not np.isfinite(exact.round(self.dtype).astype(np.float64)).all():
-                raise Declined(Reason.OVERFLOW, f"{name} would exceed the range of {self.dtype}")
+            raise Declined(Reason.OVERFLOW, f"{name} would exceed the range of {self.dtype}")
 
     def _check_scaled(self, name: str) -> None:
         """The same from the largest magnitude per scale, without computing the products."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .constants import Constant
 from .facts import Facts, Scope
 from .nodes import is_used, label
+from .origin import META, Source
 from .plan import Leftover, Plan, Term
 from .report import Declined, Outcome
 
@@ -35,6 +36,9 @@ class Names:
             for node in scope.graph:
                 nodes.add(node.name)
                 values.update(v.name for v in (*node.inputs, *node.outputs) if v is not None)
+        source = facts.model.meta.get(META)
+        if isinstance(source, Source):
+            values |= source.unread
         self._originals = frozenset(values)
         self._values, self._nodes = values, nodes
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from . import chains
+from .affine import Affine
 from .constants import FLOATS, Constant
 from .nodes import NodeView, label
 from .report import Declined, Reason
@@ -42,6 +43,7 @@ class Facts:
         self.model = model
         self._constants: dict[ir.Value, Constant | Declined | None] = {}
         self._inferred: dict[ir.Value, Inferred] | None = None
+        self.normalizations: dict[tuple[object, ...], Affine] = {}  # computed together, see `sources`
         self._noted: dict[ir.Value, tuple[np.dtype[Any] | None, tuple[Dim, ...]]] = {}
         # Some old writers leave the initializers out of the inputs all the same; then so do we.
         self.lists_initializers = model.ir_version < 4 and all(
@@ -190,7 +192,7 @@ class Facts:
             if node.op_type not in SAME_DTYPE:
                 break
             found = next((d for v in node.inputs[:2] if v and (d := self._stated_dtype(v))), None)
-            node = node.inputs[0].producer() if node.inputs[0] is not None else None
+            node = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
         return found
 
     def _stated_dtype(self, value: ir.Value) -> np.dtype[Any] | None:
@@ -249,7 +251,10 @@ class Facts:
         """What the operators themselves say where inference is silent: in opset 1, in bodies of functions."""
         node, pooled = value.producer(), False
         while node is not None and self.is_standard(node) and value is node.outputs[0]:
-            if node.op_type in ("Conv", "ConvTranspose") and (weight := node.inputs[1]) is not None:
+            if node.op_type in ("Conv", "ConvTranspose"):
+                weight = node.inputs[1] if len(node.inputs) > 1 else None
+                if weight is None:
+                    return None
                 sizes, transposed = self.dims(weight), node.op_type == "ConvTranspose"
                 if sizes is None or not isinstance(channels := sizes[transposed], int):
                     return None
@@ -259,7 +264,8 @@ class Facts:
                 node.op_type in ARITHMETIC and self.scope(node).opset < 7
             )  # broadcasts its second operand
             pooled |= node.op_type in POOLS
-            if not (node.op_type in SAME_SHAPE | POOLS or legacy) or (data := node.inputs[0]) is None:
+            carries = legacy or node.op_type in SAME_SHAPE | POOLS
+            if not carries or not node.inputs or (data := node.inputs[0]) is None:
                 return None
             if (stated := self._stated_shape(data)) is not None:
                 return (*stated[:2], *(None,) * (len(stated) - 2)) if pooled else stated

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from .edit import Names, Writer
 from .errors import InputError
-from .facts import Facts, Scope
+from .facts import Facts, Scope, scopes
 from .nodes import label
 from .plan import Plan, plan
 from .report import Counts, Decision, Declined, FoldReport, Outcome
@@ -42,14 +42,46 @@ def fold(
     Raises:
         InputError: The model is invalid: its parameters do not fit its channels.
     """
+    if only not in (None, "batchnorm"):
+        raise InputError(f"only={only!r} is not known; it may be 'batchnorm' or None")
     before_nodes = _count_nodes(model)
     changed = _freeze(model) if freeze_initializers else False
     if inline_functions and model.functions:
-        from onnx_ir.passes.common import InlinePass
-
-        InlinePass()(model)
+        inline(model)
         changed = True
     return _Folder(model, only).run(before_nodes, changed)
+
+
+def inline(model: ir.Model) -> None:
+    """Replace every call of a local function by its body.
+
+    Raises:
+        InputError: A call does not fit its function, or a function calls itself.
+    """
+    from onnx_ir.passes.common import InlinePass
+
+    for scope in scopes(model):
+        for node in scope.graph:
+            function = model.functions.get((node.domain, node.op_type, node.overload))
+            if function is not None:
+                _need_full_call(node, function)
+    try:
+        InlinePass()(model)
+    except ir.passes.InvariantError as error:
+        raise InputError(
+            f"the local functions cannot be inlined: {error}; use the model without that"
+        ) from error
+
+
+def _need_full_call(node: ir.Node, function: ir.Function) -> None:
+    """The inliner takes calls with all outputs and no more inputs than the function has."""
+    outputs = [o for o in node.outputs if o.name]
+    if len(outputs) != len(function.outputs) or len(node.inputs) > len(function.inputs):
+        raise InputError(
+            f"node {label(node)!r} calls {function.name!r} with {len(node.inputs)} inputs and {len(outputs)} "
+            f"outputs, the function has {len(function.inputs)} and {len(function.outputs)}, so it cannot be "
+            "inlined; fold without inlining"
+        )
 
 
 class FoldPass(ir.passes.InPlacePass):
@@ -71,12 +103,8 @@ class FoldPass(ir.passes.InPlacePass):
 
 def _count_nodes(model: ir.Model) -> tuple[int, int]:
     """The numbers of BatchNormalizations and of all nodes."""
-    batchnorms = nodes = 0
-    for graph in (model.graph, *(f.graph for f in model.functions.values())):
-        for node in ir.traversal.RecursiveGraphIterator(graph):
-            nodes += 1
-            batchnorms += node.op_type == "BatchNormalization" and not node.domain
-    return batchnorms, nodes
+    types = [node.op_type for scope in scopes(model) for node in scope.graph if not node.domain]
+    return types.count("BatchNormalization"), sum(len(scope.graph) for scope in scopes(model))
 
 
 def _freeze(model: ir.Model) -> bool:
@@ -109,8 +137,12 @@ class _Folder:
             changed = True
             folded, left = self._walk()
         after = _count_nodes(self.model)
+        for node, owner in self.created.items():
+            if node.graph is not None:
+                decision = self.decisions[owner]
+                self.decisions[owner] = replace(decision, left=(*decision.left, node.op_type))
         return FoldReport(
-            tuple(replace(d, left=self._left(node)) for node, d in self.decisions.items()),
+            tuple(self.decisions.values()),
             Counts(before[0], affines, before[1]),
             Counts(after[0], left, after[1]),
             changed,
@@ -187,10 +219,6 @@ class _Folder:
     def _label(self, node: ir.Node) -> str:
         return self.labels[node][0] if node in self.labels else label(node)
 
-    def _left(self, owner: ir.Node) -> tuple[str, ...]:
-        """The operators that a fold put in and that are still there."""
-        return tuple(n.op_type for n, o in self.created.items() if o is owner and n.graph is not None)
-
 
 def _first_output(node: ir.Node) -> str:
     return (node.outputs[0].name if node.outputs else None) or ""
@@ -202,7 +230,8 @@ def _precision(facts: Facts, plan: Plan) -> str:
         constant.dtype
         for node in plan.site.nodes
         for value in node.inputs
-        if value is not None and (constant := facts.constant(value)) is not None
+        if value is not None and value is not plan.site.data
+        if (constant := facts.constant(value)) is not None
     }
     least = min((d.itemsize for d in applied), default=0)
     narrower = {c.dtype for c in plan.constants.values() if c.dtype.itemsize < least}

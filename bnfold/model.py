@@ -33,10 +33,9 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 
 from . import wire, write
 from .errors import BnfoldError, InputError, OutputError
-from .origin import Source, remember
+from .origin import META, Source, remember
 from .wellformed import check
 
-_META = "bnfold.source"
 _STANDARD_INPUT = "the model on standard input"
 _BUFFER_BYTES = 1 << 20
 
@@ -109,7 +108,7 @@ def to_bytes(model: ir.Model) -> bytes:
 
 def is_trainable(model: ir.Model) -> bool:
     """Whether the file has `training_info`: graphs, unknown to onnx_ir, that use the weights by name."""
-    source = model.meta.get(_META)
+    source = model.meta.get(META)
     return isinstance(source, Source) and any(f.number == wire.MODEL_TRAINING for f in source.fields)
 
 
@@ -205,7 +204,7 @@ class Staged:
             os.mkdir(self._own)
             self.path = os.path.join(self._own, self._basename())
             unnamed = os.path.join(self._own, ".data")
-            with self._create(unnamed, None) as file:
+            with self._create(unnamed, self._mode) as file:  # weights are no less private than the model
                 data.write(file)
                 _flush(file)
             os.replace(unnamed, os.path.join(self._own, data.name))
@@ -306,7 +305,7 @@ def _model(view: memoryview, name: str, path: str | None, file_id: tuple[int, in
     if path is not None and locations:
         for graph in model.graphs():
             ir.external_data.set_base_dir(graph, os.path.dirname(path))
-    model.meta[_META] = source
+    model.meta[META] = source
     return model
 
 
@@ -395,7 +394,7 @@ def _locations(view: memoryview) -> set[str]:
 
 def _source(model: ir.Model) -> Source:
     """Where the model came from; for one that was not opened here, what it is without its weights."""
-    source = model.meta.get(_META)
+    source = model.meta.get(META)
     if isinstance(source, Source) and source.knows(model):
         return source
     weights: dict[str, ir.TensorProtocol] = {}

@@ -20,9 +20,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .constants import FLOATS, Constant
 from .errors import InputError, NotEquivalent, OutputError, Undecided
 from .facts import Facts, Op
-from .fold import fold
+from .fold import fold, inline
 from .model import is_trainable, load, stage, to_bytes
 from .report import (
     BatchNormFacts,
@@ -91,7 +92,7 @@ def optimize(
                 checked = _need_pass(original, _copy(result, scratch / "result.onnx"), origin, goal, folded)
             if not dry_run:
                 _write_out(result)
-        else:
+        elif compared or not dry_run:
             place = scratch / "result.onnx" if dry_run else goal
             with stage(model, place, force=force) as staged:
                 if compared:
@@ -122,9 +123,8 @@ def inspect(
     with _collector_off():
         model = load(sys.stdin.buffer if origin == STREAM else origin)
         if inline_functions and model.functions:  # here, so that the names below are those of the decisions
-            from onnx_ir.passes.common import InlinePass
-
-            InlinePass()(model)
+            with _naming(origin):
+                inline(model)
         found = list(_batchnorms(model))
         folded = _fold(model, origin, only, freeze_initializers, inline_functions=False)
     return InspectReport(origin, tuple(_facts(found, folded.decisions)), folded)
@@ -144,10 +144,17 @@ def _fold(
             f"{_called(origin)}: has training_info, whose graphs use the weights by name, so they cannot be "
             "folded; remove it first, or export the model for inference"
         )
-    try:
+    with _naming(origin):
         return fold(
             model, only=only, freeze_initializers=freeze_initializers, inline_functions=inline_functions
         )
+
+
+@contextmanager
+def _naming(origin: str) -> Iterator[None]:
+    """Errors about a model name its file as well."""
+    try:
+        yield
     except InputError as error:
         raise InputError(f"{_called(origin)}: {error}") from error
 
@@ -281,7 +288,7 @@ def _batchnorms(model: ir.Model) -> Iterator[_Glance]:
     facts = Facts(model)
     for scope in facts.scopes:
         for node in scope.graph:
-            if node.op_type == "BatchNormalization" and not node.domain:
+            if node.op_type == "BatchNormalization" and facts.is_standard(node):
                 yield _Glance(facts.op(node), scope.path)
 
 
@@ -294,9 +301,9 @@ def _numbers(op: Op, i: int) -> NDArray[np.float64] | None:
         constant = op.facts.constant(value)
     except Declined:
         constant = None
-    if constant is not None:
-        return constant.rounded().astype(np.float64)
-    return value.const_value.numpy().astype(np.float64) if value.const_value is not None else None
+    if constant is None and value.const_value is not None and value.const_value.dtype.is_floating_point():
+        constant = Constant(value.const_value.numpy())
+    return constant.rounded().astype(np.float64) if constant and constant.dtype in FLOATS else None
 
 
 def _channels_of_data(op: Op) -> int | None:

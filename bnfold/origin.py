@@ -16,6 +16,9 @@ import onnx_ir as ir
 from . import wire
 from .wire import Field
 
+META = "bnfold.source"
+"""Key in the `meta` of a model that was opened from a file."""
+
 Signature = tuple[Any, ...]
 """Type and shape of a value, in a form that cannot be changed in place."""
 
@@ -57,6 +60,8 @@ class GraphOrigin:
             this graph, which is none of our business.
         annotated: Names in `quantization_annotation`, with None likewise.
         known: The names of all values; empty when there is no entry that could need them.
+        unread: Names that the file uses and onnx_ir does not show: of sparse initializers, and of
+            annotations of values that are not there.
     """
 
     fields: Sequence[Field]
@@ -74,6 +79,7 @@ class GraphOrigin:
     infos: Sequence[tuple[str, Signature | None]]
     annotated: Sequence[tuple[str, Signature | None]]
     known: frozenset[str]
+    unread: frozenset[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +107,11 @@ class Source:
     header: Description
     graphs: Mapping[ir.Graph, GraphOrigin]
     functions: Mapping[ir.Graph, tuple[int, Description]]
+
+    @property
+    def unread(self) -> set[str]:
+        """Names that the file uses and onnx_ir does not show."""
+        return {name for graph in self.graphs.values() for name in graph.unread}
 
     def knows(self, model: ir.Model) -> bool:
         """Whether the model's graph is the one that was opened, and not a copy."""
@@ -218,6 +229,9 @@ class _Memory:
             [(info.name, signatures.get(info.name)) for info in proto.value_info],
             [(note.tensor_name, signatures.get(note.tensor_name)) for note in proto.quantization_annotation],
             frozenset(signatures),
+            frozenset(tensor.values.name for tensor in proto.sparse_initializer)
+            | {info.name for info in proto.value_info}
+            | {note.tensor_name for note in proto.quantization_annotation},
         )
 
     def function(self, fields: Sequence[Field], body: ir.Graph, proto: onnx.FunctionProto) -> None:
@@ -239,6 +253,7 @@ class _Memory:
             [(info.name, signatures.get(info.name)) for info in proto.value_info],
             [],
             frozenset(signatures),
+            frozenset(info.name for info in proto.value_info),
         )
 
     def _nodes(

@@ -288,8 +288,15 @@ class Binding:
     integers: Integers
 
     def feed(self, rng: np.random.Generator, batch: int, values: Values) -> dict[str, Array]:
-        """Arrays for all inputs, drawn from `rng`."""
-        return {i.name: self._draw(rng, i, batch, values) for i in self.inputs}
+        """Arrays for all inputs, drawn from `rng`.
+
+        Raises:
+            Unrunnable: They would be larger than the memory.
+        """
+        try:
+            return {i.name: self._draw(rng, i, batch, values) for i in self.inputs}
+        except (MemoryError, ValueError) as error:
+            raise Unrunnable(f"its inputs are too large to be made here: {error}") from error
 
     def _draw(self, rng: np.random.Generator, target: Input, batch: int, values: Values) -> Array:
         shape = [self._size(dim, batch) for dim in target.shape or ()]
@@ -344,7 +351,9 @@ def bindings(model: onnx.ModelProto) -> Iterator[Binding]:
     for integers, rank in product(ranges, (4, 3, 2, 1, 5, 0) if unranked else (0,)):
         ranked = tuple(_ranked(i, known.get(i.name), rank) for i in inputs)
         names = list(dict.fromkeys(d for i in ranked for d in i.shape or () if isinstance(d, str)))
-        batch = frozenset(i.shape[0] for i in ranked if i.shape and isinstance(i.shape[0], str))
+        elsewhere = {d for i in ranked for d in (i.shape or ())[1:]}  # some call every free size N
+        leading = {i.shape[0] for i in ranked if i.shape and isinstance(i.shape[0], str)}
+        batch = frozenset(name for name in leading if isinstance(name, str) and name not in elsewhere)
         free = [name for name in names if name not in batch]
         for sizes in _sizes(len(free), taken):
             yield Binding(ranked, dict(zip(free, sizes, strict=True)), batch, integers)

@@ -89,13 +89,31 @@ def _outline(graph: ir.Graph, proto: Any) -> None:
             continue
         if isinstance(tensor, ir.LazyTensor) or tensor.nbytes >= _HEADER_ONLY:
             proto.initializer.add(name=value.name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
-        else:
-            proto.initializer.append(ir.serde.serialize_tensor(tensor))
-    for node in graph:
+            continue
+        if isinstance(tensor, ir.ExternalTensor):  # it may be the shape of a Reshape
+            tensor = ir.Tensor(tensor.numpy(), tensor.dtype, name=value.name)
+        proto.initializer.append(ir.serde.serialize_tensor(tensor))
+    for node in _in_order(graph):
         proto.node.append(ir.serde.serialize_node(node))
         for value in node.outputs:
             if value.name and value.type is not None and not value.is_graph_output():
                 proto.value_info.append(ir.serde.serialize_value(value))
+
+
+def _in_order(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes, makers before readers: inference looks at each once, and not every file is sorted."""
+    placed: dict[ir.Node, None] = {}
+    for start in graph:
+        waiting = [start]
+        while waiting:
+            node = waiting[-1]
+            makers = (v.producer() for v in node.inputs if v is not None)
+            missing = [m for m in makers if m is not None and m.graph is graph and m not in placed]
+            if node in placed or not missing or len(waiting) > len(graph):  # the last: a cycle
+                placed[waiting.pop()] = None
+            else:
+                waiting += missing
+    return list(placed)
 
 
 def _forget_negative_sizes(proto: Any) -> None:
@@ -111,7 +129,7 @@ def _collect(graph: ir.Graph, proto: Any, found: dict[ir.Value, Inferred]) -> No
     types = {info.name: info.type for info in (*proto.value_info, *proto.output, *proto.input)}
     for value in graph.inputs:
         _note(value, types, found)
-    for node, node_proto in zip(graph, proto.node, strict=True):
+    for node, node_proto in zip(_in_order(graph), proto.node, strict=True):
         for value in node.outputs:
             _note(value, types, found)
         for attribute in node_proto.attribute:

@@ -167,8 +167,7 @@ def test_modules_beside_it_shadow_no_others_in_the_child(tmp_path: Path) -> None
 
 def test_free_sizes_differ_from_each_other_and_from_the_weights() -> None:
     network = model(
-        "g (float[N,3,H,W] x, float[N,H] z) => (float[N,37,H,W] y)"
-        " <float[37,3,1,1] w> { y = Conv(x, w) }"
+        "g (float[N,3,H,W] x, float[N,H] z) => (float[N,37,H,W] y) <float[37,3,1,1] w> { y = Conv(x, w) }"
     )
     network.graph.initializer.append(helper.make_tensor("w", 1, [37, 3, 1, 1], np.zeros(111)))
     first, second = islice(bindings(network), 2)
