@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -101,10 +102,39 @@ def _no_padding_counted(op: Op, affine: Affine) -> None:
     )
 
 
-def _between_floats(op: Op, affine: Affine) -> None:
+def _float_types(op: Op) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    """What a Cast casts from and to."""
+    found = []
     for value in (op.need_input(0), op.node.outputs[0]):
         dtype = op.facts.dtype(value)
-        need(dtype in FLOATS, Reason.NOT_LINEAR, f"{op.type} {op.name!r}: {value.name!r} is of type {dtype}")
+        if dtype is None or dtype not in FLOATS:
+            raise Declined(Reason.NOT_LINEAR, f"{op.type} {op.name!r}: {value.name!r} is of type {dtype}")
+        found.append(dtype)
+    return found[0], found[1]
+
+
+def _need_room(op: Op, now: np.dtype[Any], then: np.dtype[Any]) -> None:
+    """What was computed in one type may move to another only if that has all its digits and its range.
+
+    x - 1000 in float32 is no longer x - 1000 once x was rounded to float16.
+    """
+    need(
+        np.can_cast(now, then, "safe"),
+        Reason.NARROWER,
+        f"{op.type} {op.name!r}: the affine is computed in {now} and would be in {then}",
+    )
+
+
+def _cast_back(op: Op, affine: Affine) -> Affine:
+    before, after = _float_types(op)
+    _need_room(op, after, before)
+    return affine
+
+
+def _cast_forth(op: Op, affine: Affine) -> Affine:
+    before, after = _float_types(op)
+    _need_room(op, before, after)
+    return affine
 
 
 def _axis_not_resized(op: Op, affine: Affine) -> None:
@@ -437,8 +467,8 @@ def _tile_guard(op: Op, affine: Affine) -> None:
 
 CARRIERS: dict[str, Carrier] = {
     "AveragePool": _unchanged(_not_spatial, _no_padding_counted),
-    "Cast": _unchanged(_between_floats),
-    "CastLike": _unchanged(_between_floats),
+    "Cast": Carrier(_cast_back, _cast_forth),
+    "CastLike": Carrier(_cast_back, _cast_forth),
     "DepthToSpace": Carrier(_blocks_back, _blocks_forth),
     "Dropout": _unchanged(_dropout_at_rest),
     "Expand": Carrier(lambda op, a: _aligned_right(op, a, -1), lambda op, a: _aligned_right(op, a, 1)),

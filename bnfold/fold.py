@@ -67,7 +67,7 @@ def inline(model: ir.Model) -> None:
                 _need_full_call(node, function)
     try:
         InlinePass()(model)
-    except ir.passes.InvariantError as error:
+    except Exception as error:  # whatever it is that onnx_ir cannot inline
         raise InputError(
             f"the local functions cannot be inlined: {error}; use the model without that"
         ) from error
@@ -194,27 +194,27 @@ class _Folder:
         What an earlier fold put in belongs to the decision of that fold, and only if that was a merge
         is there still something to decide.
         """
-        owners: dict[ir.Node, Decision | None] = {}
+        runs: dict[ir.Node, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+        outcome = Outcome.KEPT
         for node in site.nodes:
             owner = self.created.get(node, node)
             old = self.decisions.get(owner)
-            if owner is node or (old is not None and old.outcome is Outcome.MERGED):
-                owners[owner] = old
+            if node not in self.created:
+                runs[node] = (self._label(node),), (node.op_type,)
+            elif old is not None and old.outcome is Outcome.MERGED:
+                runs[owner] = old.nodes, old.op_types
+                outcome = Outcome.MERGED
+        for owner in list(runs)[1:]:
+            self.decisions.pop(owner, None)
         decision = Decision(
             graph=scope.path,
-            nodes=tuple(self._label(n) for n in site.nodes if n not in self.created),
-            op_types=tuple(n.op_type for n in site.nodes if n not in self.created),
+            nodes=tuple(name for names, _ in runs.values() for name in names),
+            op_types=tuple(kind for _, kinds in runs.values() for kind in kinds),
             value=self.labels[last][1] if (last := site.nodes[-1]) in self.labels else _first_output(last),
             channels=None if site.affine is None else site.affine.channels,
-            outcome=Outcome.KEPT,
+            outcome=outcome,
         )
-        if not owners:
-            return None, decision
-        first, *others = owners
-        for other in others:
-            self.decisions.pop(other, None)
-        old = owners[first]
-        return first, old if old is not None and old.outcome is Outcome.MERGED else decision
+        return next(iter(runs), None), decision
 
     def _label(self, node: ir.Node) -> str:
         return self.labels[node][0] if node in self.labels else label(node)

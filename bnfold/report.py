@@ -193,6 +193,11 @@ class Reason(StrEnum):
         "The folded weights of a channel would vanish or lose their precision in float16.",
         "Store the weights in a wider type.",
     )
+    NARROWER = (
+        "BNF503",
+        "Behind a Cast, the affine would be computed in a type of fewer digits than before.",
+        "Cast after the normalization, or store the weights in the wider type.",
+    )
     NO_GAIN = (
         "BNF601",
         "A fold exists, but it would leave as many affine nodes behind as it removes.",

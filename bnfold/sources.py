@@ -116,8 +116,7 @@ def batchnorm(op: Op) -> Affine:
         return known
     numbers = _parameters(op)
     scale, bias, mean, var = (numbers[i] for i in range(4))
-    s = scale / _deviation(op, var)
-    affine = Affine.of(s, bias - s * mean, 1)
+    affine = Affine.of(*_scale_and_shift(scale, bias, mean, _deviation(op, var)), 1)
     if affine.axis is None and scale.shape[0] > 1:
         _need_channels(op, scale.shape[0])  # a number for all channels: no weight will miss the right length
     return affine
@@ -151,9 +150,8 @@ def _compute_alike(facts: Facts, nodes: Iterable[ir.Node]) -> None:
         if len(group) < 2:
             continue
         rows = DoubleDouble.of(np.array([numbers for _, numbers in group]))
-        raised = rows[:, 3] + DoubleDouble.of(epsilon)
-        s = rows[:, 0] / raised.sqrt()
-        t = rows[:, 1] - s * rows[:, 2]
+        raised = _raised(rows[:, 3], epsilon)
+        s, t = _scale_and_shift(rows[:, 0], rows[:, 1], rows[:, 2], raised.sqrt())
         sound = np.isfinite(rows.hi).all(axis=(1, 2)) & (raised.hi > 0.0).all(axis=1)
         for i in np.flatnonzero(sound):
             affine = Affine.of(s[i], t[i], 1)
@@ -195,13 +193,24 @@ def deviation(op: Op) -> DoubleDouble:
 
 def _deviation(op: Op, var: DoubleDouble) -> DoubleDouble:
     """The same from the variance."""
-    raised = var + DoubleDouble.of(_epsilon(op))
+    raised = _raised(var, _epsilon(op))
     if not np.all(raised.hi > 0.0):
         c = int(np.argmin(raised.hi))
         raise Declined(
             Reason.NEGATIVE_VARIANCE, f"{op.name!r}, channel {c}: variance + epsilon is {raised.hi[c]:.6g}"
         )
     return raised.sqrt()
+
+
+def _raised(var: DoubleDouble, epsilon: float) -> DoubleDouble:
+    return var + DoubleDouble.of(epsilon)
+
+
+def _scale_and_shift(
+    scale: DoubleDouble, bias: DoubleDouble, mean: DoubleDouble, deviation: DoubleDouble
+) -> tuple[DoubleDouble, DoubleDouble]:
+    s = scale / deviation
+    return s, bias - s * mean
 
 
 def _parameters(op: Op) -> DoubleDouble:

@@ -69,11 +69,11 @@ class Mutant:
 M = Mutant
 # fmt: off
 MUTANTS = [
-    M("sources", "epsilon is dropped", 'var + DoubleDouble.of(op.real("epsilon", _EPSILON))', "var"),
+    M("sources", "epsilon is dropped", "return var + DoubleDouble.of(epsilon)", "return var"),
     M("sources", "epsilon of the file is ignored", 'op.real("epsilon", _EPSILON)', "_EPSILON"),
     M("sources", "epsilon is not the float32", "float(np.float32(1e-5))", "1e-5"),
-    M("sources", "the bias is forgotten", "bias - s * mean, 1)", "-(s * mean), 1)"),
-    M("sources", "the mean is not scaled", "bias - s * mean, 1)", "bias - mean, 1)"),
+    M("sources", "the bias is forgotten", "return s, bias - s * mean", "return s, -(s * mean)"),
+    M("sources", "the mean is not scaled", "return s, bias - s * mean", "return s, bias - mean"),
     M("sources", "training_mode is ignored", 'bool(op.integer("training_mode", 0))', "False"),
     M("sources", "opset bound of training_mode off by one", "if op.opset >= 14:", "if op.opset >= 13:"),
     M("sources", "opset bound of is_test off by one", "elif op.opset >= 7:", "elif op.opset >= 6:"),
