@@ -289,6 +289,7 @@ def _through_shapes(op: Op, affine: Affine, before: Sequence[Dim], after: Sequen
             and after[axis] == affine.channels
         ):
             return affine.at(axis)
+    need(0 not in (*before, *after), Reason.MIXED_CHANNELS, f"{op.type} {op.name!r} of no elements")
     inner = _product(before[affine.axis + 1 :])
     declined = Declined(
         Reason.UNKNOWN_SHAPE, f"{op.type} {op.name!r} from {list(before)} to {list(after)} has unknown sizes"

@@ -24,6 +24,12 @@ class BnfoldError(Exception):
 
     exit_code: ClassVar[int] = 2
 
+    def __init__(self, message: str) -> None:
+        # Names come from files: what a terminal or a log might obey is spelled out.
+        super().__init__(
+            "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        )
+
 
 class InputError(BnfoldError):
     """The model, or another input, cannot be used: missing, unreadable, or invalid."""

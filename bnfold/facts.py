@@ -425,7 +425,7 @@ def scopes(model: ir.Model) -> Iterator[Scope]:
 
 def _inner_scopes(graph: ir.Graph, path: str, opset: int) -> Iterator[Scope]:
     for node in graph:
-        for attribute in node.attributes.values():
+        for attribute in node.attributes.values() if node.attributes else ():
             for inner in _graphs_in(attribute):
                 where = f"{path}/{label(node)}.{attribute.name}".lstrip("/")
                 yield Scope(where, inner, opset, False)

@@ -5,6 +5,7 @@ It knows no operator: `sources` finds the sites, `plan` asks the rules, `edit` w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -44,12 +45,12 @@ def fold(
     """
     if only not in (None, "batchnorm"):
         raise InputError(f"only={only!r} is not known; it may be 'batchnorm' or None")
-    before_nodes = _count_nodes(model)
+    before = _count_nodes(scopes(model))
     changed = _freeze(model) if freeze_initializers else False
     if inline_functions and model.functions:
         inline(model)
         changed = True
-    return _Folder(model, only).run(before_nodes, changed)
+    return _Folder(model, only).run(before, changed)
 
 
 def inline(model: ir.Model) -> None:
@@ -101,10 +102,10 @@ class FoldPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=self.report.modified)
 
 
-def _count_nodes(model: ir.Model) -> tuple[int, int]:
+def _count_nodes(where: Iterable[Scope]) -> tuple[int, int]:
     """The numbers of BatchNormalizations and of all nodes."""
-    types = [node.op_type for scope in scopes(model) for node in scope.graph if not node.domain]
-    return types.count("BatchNormalization"), sum(len(scope.graph) for scope in scopes(model))
+    types = [node.op_type if not node.domain else "" for scope in where for node in scope.graph]
+    return types.count("BatchNormalization"), len(types)
 
 
 def _freeze(model: ir.Model) -> bool:
@@ -136,7 +137,7 @@ class _Folder:
         while folded:
             changed = True
             folded, left = self._walk()
-        after = _count_nodes(self.model)
+        after = _count_nodes(self.facts.scopes)
         for node, owner in self.created.items():
             if node.graph is not None:
                 decision = self.decisions[owner]

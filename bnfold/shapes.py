@@ -7,6 +7,7 @@ beside the model: the model itself keeps exactly the shape information it came w
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool
 SAME_DTYPE = SAME_SHAPE | ARITHMETIC | POOLS | {"Conv", "ConvTranspose", "Gemm", "MatMul", "Sum"}
 """Operators whose result has the dtype of their first input."""
 
+_PROPAGATED = 1 << 16  # elements; a shape has a handful
 _HEADER_ONLY = 4096  # bytes; a shape or a list of axes is smaller
 
 _log = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ def infer_types(model: ir.Model) -> dict[ir.Value, Inferred]:
     import onnx
     from onnx import shape_inference
 
+    chatter = logging.getLogger("onnx_ir.serde")  # about values of unknown type, which are usual here
+    silent, chatter.disabled = chatter.disabled, True
     try:
         # Inference refuses models of IR version 3 that do not list their initializers as inputs.
         proto = onnx.ModelProto(ir_version=max(4, model.ir_version))
@@ -53,10 +57,18 @@ def infer_types(model: ir.Model) -> dict[ir.Value, Inferred]:
             proto.functions.append(ir.serde.serialize_function(function))
         _outline(model.graph, proto.graph)
         _forget_negative_sizes(proto.graph)
-        inferred = shape_inference.infer_shapes(proto, data_prop=True)
-    except (shape_inference.InferenceError, ir.serde.SerdeError, ValueError, RuntimeError) as error:
+        inferred = shape_inference.infer_shapes(proto, data_prop=not _is_bomb(model.graph))
+    except (
+        shape_inference.InferenceError,
+        ir.serde.SerdeError,
+        ValueError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         _log.info("shape inference failed, its facts are missing: %s", error)
         return {}
+    finally:
+        chatter.disabled = silent
     found: dict[ir.Value, Inferred] = {}
     _collect(model.graph, inferred.graph, found)
     return found
@@ -98,6 +110,20 @@ def _outline(graph: ir.Graph, proto: Any) -> None:
         for value in node.outputs:
             if value.name and value.type is not None and not value.is_graph_output():
                 proto.value_info.append(ir.serde.serialize_value(value))
+
+
+def _is_bomb(graph: ir.Graph) -> bool:
+    """Whether inference would make a large tensor to propagate: it computes ConstantOfShape, of any size."""
+    for node in graph:
+        if node.op_type != "ConstantOfShape" or not node.inputs or (shape := node.inputs[0]) is None:
+            continue
+        maker = shape.producer()
+        tensor = shape.const_value
+        if maker is not None and maker.op_type == "Constant" and "value" in maker.attributes:
+            tensor = maker.attributes["value"].value
+        if tensor is None or tensor.nbytes > _HEADER_ONLY or math.prod(tensor.numpy().tolist()) > _PROPAGATED:
+            return True
+    return False
 
 
 def _in_order(graph: ir.Graph) -> list[ir.Node]:

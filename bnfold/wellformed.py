@@ -248,6 +248,8 @@ class _Check:
         inside = os.path.realpath(folder)
         if os.path.commonpath((inside, os.path.realpath(path))) != inside:
             raise InputError(f"{refusal}, a link that leaves the model's folder: copy the data there")
+        if os.path.islink(path):  # onnx refuses it as well, wherever it leads
+            raise InputError(f"{refusal}, which is a symbolic link: make it a copy")
         try:
             facts = os.stat(path)
             if not stat.S_ISREG(facts.st_mode):

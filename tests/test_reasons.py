@@ -88,6 +88,8 @@ GRAPHS: dict[Reason, onnx.ModelProto] = {
     R.OVERFLOW: graph("c = Conv(x, w) y = Mul(c, f)", w=(4, 3, 3, 3), f=np.full((4, 1, 1), 3e38, np.float32)),
     R.UNDERFLOW: graph("c = Conv(x, w) y = Mul(c, f)", "float16[N,3,8,8] x", "float16[] y", **W,
                        f=np.full((4, 1, 1), 1e-6, np.float16)),
+    R.NARROWER: graph("c = Conv(x, w) d = Cast<to=11>(c) a = Sub(d, k) y = Sigmoid(a)", outputs="double[] y",
+         k=np.array(1e9), **W),
     R.NO_GAIN: graph(f"{S} m = Mul(i, f) a = Add(m, g) y = Sigmoid(a)", f=THREE, g=THREE),
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ case as well: the same line, and the reason code.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import graphs
@@ -172,11 +172,8 @@ UNCHANGED = [
     case("y = MaxPool<kernel_shape=[2,2]>(x)", POS, 1, x=IMG),
     case("y = MaxPool<kernel_shape=[2,2], storage_order=1>(x)", POS, 8, x=IMG),
     case("y = MaxPool<kernel_shape=[2,2]>(x)", On(0, 2, positive=True), 12, x=IMG),
-    case("y = Cast<to=11>(x)", C, x=IMG),
-    case("y = Cast<to=1>(x)", C, x="double[2,3,5]"),
-    case("y = Cast<to=10>(x)", C, x=IMG),
-    case("y = CastLike(x, like)", C, x=IMG, like=np.zeros(1)),
-    case("y = CastLike(x, xlike)", C, x=IMG, xlike="double[7]"),
+    case("y = Cast<to=1>(x)", C, x=IMG),
+    case("y = CastLike(x, xlike)", C, x=IMG, xlike="float[7]"),
     case("y = Dropout<is_test=1>(x)", C, 1, x=IMG),
     case("y = Dropout<is_test=1, ratio=0.5>(x)", C, 6, x=IMG),
     case("y = Dropout<ratio=0.3>(x)", C, 7, x=IMG),
@@ -222,9 +219,32 @@ UNCHANGED = [
     case("y = Pad(x, pads)", On(1, 3), only=(SCALE, SCALAR), x=IMG, pads=[0, 0, -1, 0, 0, 0, 0, -2]),
 ]
 
+# Casts between floats of different widths; what rounds does so before or behind the affine.
+WIDENING = [
+    case("y = Cast<to=11>(x)", C, x=IMG),
+    case("y = Cast<to=1>(x)", C, x="float16[2,3,5]"),
+    case("y = Cast<to=1>(x)", On(0, 2), 9, x="float16[2,3,5]"),
+    case("y = CastLike(x, like)", C, x=IMG, like=np.zeros(1)),
+    case("y = CastLike(x, xlike)", C, x=IMG, xlike="double[7]"),
+]
+NARROWING = [
+    case("y = Cast<to=1>(x)", C, x="double[2,3,5]"),
+    case("y = Cast<to=10>(x)", C, x=IMG),
+    case("y = Cast<to=10>(x)", C, 9, x="double[2,3,5]"),
+    case("y = CastLike(x, like)", C, x=IMG, like=np.zeros(1, np.float16)),
+    case("y = CastLike(x, xlike)", C, x="double[2,3,5]", xlike="float[7]"),
+]
+# Neither holds all numbers of the other: the one has more digits, the other more range.
+CROSSING = [
+    case("y = Cast<to=16>(x)", C, x="float16[2,3,5]"),
+    case("y = Cast<to=10>(x)", C, x="bfloat16[2,3,5]"),
+    case("y = CastLike(x, xlike)", C, x="bfloat16[2,3,5]", xlike="float16[7]"),
+]
+
 # An affine behind a node.
 PULLS = [
     *UNCHANGED,
+    *NARROWING,
     # Conv
     case("y = Conv(x, w)", On(1, 4), x=(2, 3, 9), w=(4, 3, 3)),
     case("y = Conv(x, w, b)", On(1, 4), x=IMG, w=(4, 3, 3, 3), b=(4,)),
@@ -449,6 +469,7 @@ PULLS = [
 # An affine before a node.
 PUSHES = [
     *UNCHANGED,
+    *WIDENING,
     # Conv
     case("y = Conv(x, w)", C, x=(2, 3, 9), w=(4, 3, 3)),
     case("y = Conv(x, w, b)", C, x=IMG, w=(4, 3, 3, 3), b=(4,)),
@@ -640,6 +661,7 @@ NEG = On(1, 3)
 
 # What a rule refuses, and why.
 PULLS_REFUSED = [
+    *(replace(c, reason=R.NARROWER) for c in (*WIDENING, *CROSSING)),
     case("y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(x)", C, why=R.PADDING,
          only=(WHOLE, SCALAR, SHIFT), x=IMG),
     case('y = AveragePool<kernel_shape=[3,3], auto_pad="SAME_UPPER", count_include_pad=1>(x)', C,
@@ -727,6 +749,7 @@ PULLS_REFUSED = [
          **BN),
 ]
 PUSHES_REFUSED = [
+    *(replace(c, reason=R.NARROWER) for c in (*NARROWING, *CROSSING)),
     case("y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(x)", C, why=R.PADDING,
          only=(WHOLE, SCALAR, SHIFT), x=IMG),
     case("y = AveragePool<kernel_shape=[2,2]>(x)", On(2, 5), why=R.AXIS, only=(WHOLE,), x=IMG),
