@@ -127,9 +127,8 @@ class _Folder:
         # What a nameless node is called changes when its output is renamed; reports speak of the original.
         self.labels = {n: (label(n), _first_output(n)) for s in self.facts.scopes for n in s.graph}
         self.decisions: dict[ir.Node, Decision] = {}  # by the first node of the run
-        self.created: dict[
-            ir.Node, ir.Node
-        ] = {}  # nodes that folds put in, and whose decision they belong to
+        # What folds put in or left of a merged run, and under which node their decision is filed.
+        self.created: dict[ir.Node, ir.Node] = {}
 
     def run(self, before: tuple[int, int], changed: bool) -> FoldReport:
         folded, affines = self._walk()
@@ -205,8 +204,10 @@ class _Folder:
             elif old is not None and old.outcome is Outcome.MERGED:
                 runs[owner] = old.nodes, old.op_types
                 outcome = Outcome.MERGED
-        for owner in list(runs)[1:]:
-            self.decisions.pop(owner, None)
+        first, *others = runs or (None,)
+        for other in others:
+            self.decisions.pop(other, None)
+            self.created |= {n: first for n, owner in self.created.items() if owner is other and first}
         decision = Decision(
             graph=scope.path,
             nodes=tuple(name for names, _ in runs.values() for name in names),
@@ -215,7 +216,7 @@ class _Folder:
             channels=None if site.affine is None else site.affine.channels,
             outcome=outcome,
         )
-        return next(iter(runs), None), decision
+        return first, decision
 
     def _label(self, node: ir.Node) -> str:
         return self.labels[node][0] if node in self.labels else label(node)

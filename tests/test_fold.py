@@ -5,10 +5,12 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
-from cases import MERGED, PULLED, PUSHED, REMOVED, Case, case, check
-from graphs import drawn, norm
+from cases import MERGED, PULLED, PUSHED, REMOVED, Case, case, check, spelled_out
+from graphs import drawn, model, norm
 
+from bnfold import fold
 from bnfold.report import Reason
 
 NEWEST = onnx.defs.onnx_opset_version()
@@ -243,7 +245,37 @@ ARGUED = FUNCTION.format(
 BETWEEN = FUNCTION.format(
     main="c = Conv(x, w) a = local.f(c) y = BN(a)", function="f (x) => (y) { y = Relu(x) }"
 )
+CASTING = FUNCTION.format(
+    main="a = Cast <to = 10> (x) b = local.block(a) y = Cast <to = 1> (b)",
+    function="block (x) => (y) { w = Constant <value = double[3,3,1,1] {1,2,3,4,5,6,7,8,9}> () "
+    "s = Constant <value = float[3] {1,-2,3}> () v = Constant <value = float[3] {1,2,3}> () "
+    "d = Cast <to = 11> (x) c = Conv(d, w) k = Cast <to = 1> (c) y = BatchNormalization(k, s, v, s, v) }",
+)
+POOLING = FUNCTION.format(
+    main=TWICE,
+    function=f"block (x) => (y) {{ {CONSTANTS} i = Constant <value_ints = [3, 1, 1]> () k = Reshape(v, i) "
+    "c = Conv(x, w) p = MaxPool <kernel_shape = [2, 2]> (c) y = Mul(p, k) }",
+)
+NAMESAKE = (
+    '<ir_version: 9, opset_import: ["": 17]> g (float[N,3,8,8] x) => (float[] y) {{ {main} }} '
+    '<domain: "", opset_import: ["": 17]> {function}'
+)
+OWN_RELU = NAMESAKE.format(
+    main="c = Conv(x, w) r = Relu(c) y = BN(r)", function="Relu (a) => (o) { o = Sigmoid(a) }"
+)
+OWN_CONV = NAMESAKE.format(main="c = Conv(x, w) y = BN(c)", function="Conv (a, b) => (o) { o = Sin(a) }")
+OWN_NORM = NAMESAKE.format(
+    main="c = Conv(x, w) y = BN(c)",
+    function="BatchNormalization (a, s, b, m, v) => (o) { o = Identity(a) }",
+)
 FUNCTIONS = [
+    case("what a Cast in a function casts to is known", CASTING,
+         "Cast block Cast Constant Constant Cast Conv Cast", PULLED, runtime=False),
+    case("pools keep the rank in a function", POOLING, "block block Constant Constant Conv MaxPool", PULLED),
+    case("a function in the place of Relu", OWN_RELU, "Conv Relu BatchNormalization Sigmoid",
+         Reason.NOT_LINEAR, w=(4, 3, 1, 1), **norm(4) | {"scale": [1.0, 2.0, 3.0, 4.0]}),
+    case("a function in the place of Conv", OWN_CONV, "Conv BatchNormalization Sin", Reason.NOT_LINEAR,
+         w=(3, 3, 1, 1), **norm(3)),
     case("constants of its own: for both calls at once", OWN, "block block Constant Constant Conv Relu",
          PULLED),
     case("a Mul in a function", SCALED, "block block Constant Constant Conv Relu", PULLED),
@@ -301,6 +333,12 @@ def test_constants_and_ranks(case: Case) -> None:
 @pytest.mark.parametrize("case", [*INNER, *FUNCTIONS])
 def test_inner_graphs_and_functions(case: Case) -> None:
     check(case)
+
+
+def test_a_function_in_the_place_of_the_normalization_is_none() -> None:
+    before = model(spelled_out(OWN_NORM), w=(4, 3, 1, 1), **norm(4))
+    report = fold(ir.from_proto(before))
+    assert not report.decisions and not report.modified
 
 
 @pytest.mark.parametrize("case", OVERRIDABLE)

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
+from random import Random
+from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
-from cases import MERGED, PULLED, PUSHED, REMOVED, Case, case, check, fates, prove
-from graphs import drawn, model, norm, ops
+from cases import (
+    MERGED,
+    PULLED,
+    PUSHED,
+    REMOVED,
+    Case,
+    case,
+    check,
+    compare,
+    fates,
+    prove,
+    spelled_out,
+)
+from graphs import drawn, folded, inputs, model, norm, ops, positive, run, same
 
-from bnfold.report import Reason
+from bnfold import fold
+from bnfold.report import Outcome, Reason
 
 ROWS = "float[N,5,6]"
 UP = norm(4) | {"scale": [0.5, 1.0, 2.0, 3.0]}
@@ -142,17 +161,215 @@ NUMBERS = [
     case("one over the smallest number", "c = Conv(x, w) y = Div(c, k)", "Conv Div", Reason.OVERFLOW,
          w=(2, 3, 1, 1), k=np.float32(1e-45)),
 ]
+
+TO_FLOAT, TO_HALF, TO_DOUBLE = (f"Cast <to = {kind}>" for kind in (1, 10, 11))
+STAMPS = np.array([1.7e9])  # as of time stamps: the data are near it, and float32 has a grid of 128 there
+LARGE = np.full((4, 3, 1, 1), 500, np.float32)  # above 448, the largest number of float8e4m3fn
+CASTS = [
+    case("what is subtracted in float64 is not subtracted in float32",
+         f"a = Sub(x, k) b = {TO_FLOAT} (a) y = Conv(b, w)", "Sub Cast Conv", Reason.NARROWER,
+         x="double[N,3,8,8]", opset=15, k=STAMPS, w=drawn("w", 4, 3, 3, 3)),
+    case("a normalization in float64 before a convolution in float32",
+         f"a = BN(x) b = {TO_FLOAT} (a) y = Conv(b, w)", "BatchNormalization Cast Conv", Reason.NARROWER,
+         x="double[N,3,8,8]", opset=15, w=drawn("w", 4, 3, 3, 3),
+         **norm(3) | {"mean": STAMPS.repeat(3), "var": np.full(3, 100.0)}),
+    case("a normalization in float32 before a convolution in float16",
+         f"a = BN(x) b = {TO_HALF} (a) c = Conv(b, w) y = {TO_FLOAT} (c)",
+         "BatchNormalization Cast Conv Cast", Reason.NARROWER, w=drawn("w", 4, 3, 3, 3, dtype=np.float16),
+         **norm(3)),
+    case("what is scaled in float32 may overflow in float16",
+         f"a = Mul(x, k) b = {TO_HALF} (a) c = Conv(b, w) y = {TO_FLOAT} (c)", "Mul Cast Conv Cast",
+         Reason.NARROWER, k=0.01, w=drawn("w", 4, 3, 3, 3, dtype=np.float16)),
+    case("a float32 number is no bias of a float16 convolution",
+         f"c = Conv(x, w) d = {TO_FLOAT} (c) e = Add(d, t) y = {TO_HALF} (e)", "Conv Cast Add Cast",
+         Reason.NARROWER, x="float16[N,3,8,8]", w=(4, 3, 3, 3), t=1000.123),
+    case("a float64 factor is no weight of a float32 convolution",
+         f"c = Conv(x, w) d = {TO_DOUBLE} (c) e = Mul(d, k) y = {TO_FLOAT} (e)", "Conv Cast Mul Cast",
+         Reason.NARROWER, w=(4, 3, 3, 3), k=np.array(1e30)),
+    case("what is added in float32 may be added in float64",
+         f"a = BN(x) b = {TO_DOUBLE} (a) c = Conv(b, w) y = {TO_FLOAT} (c)", "Cast Conv Cast", PUSHED,
+         w=drawn("w", 4, 3, 3, 3, dtype=np.float64), **norm(3)),
+    case("a float64 convolution takes what is done in float32",
+         f"c = Conv(x, w) d = {TO_FLOAT} (c) e = BN(d) y = {TO_DOUBLE} (e)", "Conv Cast Cast", PULLED,
+         x="double[N,3,8,8]", w=(4, 3, 3, 3), **{n: drawn(n, 4) for n in norm(4)}),
+    case("whether float8 saturates is up to the runtime",
+         f"q = Cast <to = 17> (w) v = {TO_FLOAT} (q) c = Conv(x, v) y = BN(c)",
+         "Cast Cast Conv BatchNormalization", Reason.NOT_STATIC, opset=19, w=LARGE, **norm(4)),
+]
+
+SIZES = [
+    *(case(f"LayerNormalization: scale {scale}, bias {bias}, factor {factor}",
+           "l = LayerNormalization <axis = 1> (x, w, b) y = Mul(l, s)", "LayerNormalization", PULLED,
+           x=f"float[2,4,{scale[-1]}]", w=scale, b=bias, s=factor)
+      for scale, bias, factor in (((4, 4), (4,), (4, 1)), ((4, 5), (5,), (4, 1)), ((4, 5), (4, 1), (5,)),
+                                  ((4, 5), (1,), (4, 1)), ((4, 5), (1, 5), (5,)))),
+    case("LayerNormalization, the bias of which is data and broadcast",
+         "l = LayerNormalization <axis = 1> (x, w, b) y = Mul(l, s)", "LayerNormalization Mul",
+         Reason.BROADCAST, x="float[2,4,5]", also="float[5] b", w=(4, 5), s=(4, 1)),
+    case("a part of no channels", "c = Conv(x, w) a, b = Split <axis = 1> (c, i) y = BN(a) z = Relu(b)",
+         "Conv Split Relu", PULLED, gives="float[] z", i=[4, 0], w=(4, 3, 1, 1), **norm(4)),
+    case("images of no pixels", "b = BN(x) f = Flatten(b) y = Gemm(f, w)", "BatchNormalization Flatten Gemm",
+         Reason.MIXED_CHANNELS, x="float[2,3,0,4]", w=(0, 5), **norm(3)),
+    case("pools keep the rank where there is no inference",
+         "q = Conv(x, w) p = MaxPool <kernel_shape = [2,2]> (q) y = Mul <broadcast = 1, axis = 1> (p, pos)",
+         "Conv MaxPool", PULLED, opset=1, w=(4, 3, 1, 1), pos=(4,)),
+]
 # fmt: on
 
 
-@pytest.mark.parametrize("case", [*ROLES, *OPERANDS])
+@pytest.mark.parametrize("case", [*ROLES, *OPERANDS, *SIZES])
 def test_roles_and_operands(case: Case) -> None:
     check(case)
 
 
-@pytest.mark.parametrize("case", NUMBERS)
+@pytest.mark.parametrize("case", [*NUMBERS, *CASTS])
 def test_numbers(case: Case) -> None:
     check(case)
+
+
+POOLED = "c = Conv(x, w) r = ReduceSum <keepdims = 0> (c, i)"
+NO_SIZES = {
+    "the sum over the pixels has no known count": (
+        f"float[2,3,U,U] x | {POOLED} y = Add(r, s)", "Conv ReduceSum Add", Reason.UNKNOWN_SHAPE),
+    "the mean over the pixels needs none": (
+        "float[2,3,U,U] x | c = Conv(x, w) r = ReduceMean <axes = [2, 3]> (c) y = BN4(r)", "Conv ReduceMean",
+        PULLED),
+    "a normalization of unknown channels": (
+        "float[2,U,8,8] x | y = BN(x)", "BatchNormalization", Reason.GRAPH_INPUT),
+    "a normalization before images of unknown size are flat": (
+        "float[2,3,U,U] x | b = BN(x) f = Flatten(b) y = Gemm(f, v)", "BatchNormalization Flatten Gemm",
+        Reason.UNKNOWN_SHAPE),
+    "inference goes on": (
+        "float[U,3,8,8] x | c = Conv(x, w) f = Flatten(c) r = Sigmoid(f) b = Mul(r, one) y = Gemm(b, u)",
+        "Conv Flatten Sigmoid Gemm", REMOVED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "left", "fate"), NO_SIZES.values(), ids=NO_SIZES)
+def test_a_size_of_minus_one_is_not_known(text: str, left: str, fate: Outcome | Reason) -> None:
+    """As some exporters write it; the checker of ONNX and onnxruntime take it."""
+    inputs, nodes = text.split("|")
+    constants = {"w": (4, 3, 1, 1), "s": (4,), "i": [2, 3], "v": (192, 5), "u": (256, 5), "one": 1.0}
+    named = {**constants, **norm(3), **norm(4, "4")}
+    read = {name: value for name, value in named.items() if re.search(rf"\b{name}\b", spelled_out(nodes))}
+    before = model(f"({inputs}) => (float[] y) {{ {spelled_out(nodes)} }}", **read)
+    for size in before.graph.input[0].type.tensor_type.shape.dim:
+        if size.dim_param == "U":
+            size.dim_value = -1
+    after, report = folded(before)
+    assert (ops(after), fates(report)) == (left.split(), (fate,)), [*report.decisions]
+    channels = 3 if "float[2,U" in inputs else before.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    same(before, after, {"x": drawn("x", 2, channels, 8, 8)})
+
+
+CHAIN = (
+    "c = Conv(x, w) p = MaxPool <kernel_shape = [2, 2]> (c) q = Mul(p, pos) r = Relu(q) n = BN(r) "
+    "f = Flatten(n) y = MatMul(f, u)"
+)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_order_of_the_nodes_in_the_file_does_not_matter(seed: int) -> None:
+    """No checker takes such a file, but runtimes do."""
+    constants: dict[str, Any] = {"w": (4, 3, 1, 1), "pos": (4, 1, 1), "u": (196, 5), **norm(4)}
+    before = model(f"(float[2,3,8,8] x) => (float[] y) {{ {spelled_out(CHAIN)} }}", **constants)
+    expected, expected_report = prove(before)
+    assert ops(expected) == ["Conv", "MaxPool", "Relu", "Flatten", "MatMul", "Add"]
+    nodes = [*before.graph.node]
+    Random(seed).shuffle(nodes)
+    mixed = onnx.ModelProto()
+    mixed.CopyFrom(before)
+    del mixed.graph.node[:]
+    mixed.graph.node.extend(nodes)
+    after, report = folded(mixed)
+    assert sorted(fates(report), key=str) == sorted(fates(expected_report), key=str)
+    assert sorted(ops(after)) == sorted(ops(expected))
+    feed = inputs(before)
+    np.testing.assert_array_equal(run(after, feed)["y"], run(expected, feed)["y"])
+
+
+WITHOUT = (
+    *("AveragePool", "Cast", "Clip", "Concat", "ConvTranspose", "DequantizeLinear", "Dropout", "Expand"),
+    *("Flatten", "Gather", "GlobalAveragePool", "Identity", "LeakyRelu", "MatMul", "MaxPool", "PRelu"),
+    *("Relu", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+)
+
+
+@pytest.mark.parametrize("reads", [[], ["c"], ["", "", ""]], ids=str)
+@pytest.mark.parametrize("operator", WITHOUT)
+def test_a_malformed_node_never_stops_the_run(operator: str, reads: list[str]) -> None:
+    nodes = "c = Conv(x, w) d = Relu(c) e = BatchNormalization(d, scale, bias, mean, var) y = Sigmoid(e)"
+    before = model(f"(float[N,3,8,8] x) => (float[] y) {{ {nodes} }}", w=(4, 3, 1, 1), **norm(4))
+    before.graph.node[1].op_type = operator
+    del before.graph.node[1].input[:]
+    before.graph.node[1].input.extend(reads)
+    report = fold(ir.from_proto(before))
+    assert report.before.batchnorms == 1 and len(report.decisions) == 1
+
+
+CONSTANT_DATA = {
+    "int8": ("DequantizeLinear(q, k)", {"q": np.ones((1, 4, 6, 6), np.int8), "k": 0.5}, "QUANTIZED"),
+    "too large": ("ConstantOfShape(i)", {"i": [1, 4, 60000, 60000]}, "TOO_LARGE"),
+    "another count": ("Reshape(q, i)", {"q": (7,), "i": [1, 4, 6, 6]}, "NOT_STATIC"),
+    "out of range": ("Gather(q, i)", {"q": (3, 4, 6, 6), "i": [9]}, "NOT_STATIC"),
+}
+
+
+@pytest.mark.parametrize(("made", "constants", "why"), CONSTANT_DATA.values(), ids=CONSTANT_DATA)
+@pytest.mark.parametrize("affine", ["BatchNormalization(d, scale, bias, mean, var)", "Mul(d, s)"])
+def test_an_affine_of_a_constant_that_cannot_be_computed(
+    affine: str, made: str, constants: dict[str, Any], why: str
+) -> None:
+    read = norm(4) if "scale" in affine else {"s": (4, 1, 1)}
+    nodes = f"d = {made} e = {affine} y = Add(x, e)"
+    before = model(f"(float[N,4,6,6] x) => (float[] y) {{ {nodes} }}", **constants, **read)
+    report = fold(ir.from_proto(before))
+    expected = Reason.FROM_CONSTANT if "scale" in affine else Reason[why]
+    assert not report.modified and report.decisions[0].reason is expected
+
+
+def test_a_normalization_without_outputs_is_malformed() -> None:
+    before = model("(float[N,3,8,8] x) => (float[] y) { b = BatchNormalization(x, s, s, s, s) y = Relu(x) }",
+                   s=positive("s", 3))  # fmt: skip
+    del before.graph.node[0].output[:]
+    report = fold(ir.from_proto(before))
+    assert fates(report) == (Reason.MALFORMED,) and not report.modified
+
+
+def test_channels_of_tiny_weights_in_a_narrow_convolution() -> None:
+    """A bias of 1.37 rounded to float16 is far more than the noise of a channel with a scale of 0.003."""
+    random = np.random.default_rng(2)
+    w = (random.normal(0, 1, (8, 4, 3, 3)) / 12).astype(np.float16)
+    numbers = {"scale": np.full(8, 0.3), "bias": np.zeros(8), "mean": np.zeros(8), "var": np.ones(8)}
+    numbers["scale"][5], numbers["bias"][5] = 3e-3, 1.37
+    stored = {name: value.astype(np.float32) for name, value in numbers.items()}
+    text = (
+        "c = Conv(x, w) d = Cast <to = 1> (c) n = BatchNormalization(d, scale, bias, mean, var) y = Relu(n)"
+    )
+    before = model(f"(float16[1,4,8,8] x) => (float[] y) {{ {text} }}", w=w, **stored)
+    after, report = folded(before)
+    assert fates(report) == (Reason.NARROWER,) and ops(after) == [
+        "Conv",
+        "Cast",
+        "BatchNormalization",
+        "Relu",
+    ]
+
+
+def test_a_run_that_grows_after_a_merge_is_reported_whole() -> None:
+    before = model(
+        "(float[N,4,2,3] x) => (float[N,4,2,3] y) "
+        "{ a = Sub(x, c) u = Mul(a, w) v = Div(u, w) y = BatchNormalization(v, scale, bias, mean, var) }",
+        c=(4, 1, 1),
+        w=np.array([2, 4, 8], np.float32),
+        **norm(4),
+    )
+    for options in ({}, {"only": "batchnorm"}):
+        after, report = prove(before, **options)
+        assert Counter(kind for d in report.decisions for kind in d.op_types)["BatchNormalization"] == 1
+        named = [name for d in report.decisions for name in d.nodes]
+        assert len(set(named)) == len(named) and {"u", "v", "y"} <= set(named)
+        compare(before, after)
 
 
 def test_a_way_longer_than_the_stack_of_python() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ from onnx import numpy_helper
 
 from bnfold import FoldPass, fold
 from bnfold.errors import InputError
+from bnfold.model import load, to_bytes
 from bnfold.report import Outcome, Reason
 
 
@@ -94,6 +96,62 @@ def test_names_of_inner_graphs_are_avoided_too() -> None:
     assert fates(report)[0] is Reason.CAPTURED or fates(report)[0] is PULLED
     inner = {o for n in after.graph.node[-1].attribute[0].g.node for o in n.output}
     assert inner.isdisjoint({t.name for t in after.graph.initializer})
+
+
+def test_a_name_of_the_original_never_means_other_values() -> None:
+    """A model that was folded before and got another normalization has such names."""
+    before = graph("c_folded = Conv(x, w_folded) y = BN(c_folded)", w_folded=(4, 3, 1, 1), **norm(4))
+    after, report = prove(before)
+    assert fates(report) == (PULLED,)
+    assert "w_folded" not in numbers(after)
+    compare(before, after)
+    again, _ = prove(graph("b = BN(x) y = Conv(b, w_folded)", w_folded=(4, 3, 1, 1), **norm(3)))
+    assert "w_folded" not in numbers(again)
+
+
+def test_names_that_only_the_file_has_are_avoided() -> None:
+    """Sparse initializers, shapes of values that are no more, and quantization annotations."""
+    before = graph("c = Conv(x, w) r = Relu(c) y = BN(r) z = Identity(c_folded)", gives="float[] z",
+                   w=(4, 3, 1, 1), **norm(4) | {"scale": [1.0, 2.0, 3.0, 4.0]})  # fmt: skip
+    stored = before.graph.sparse_initializer.add()
+    stored.values.CopyFrom(numpy_helper.from_array(np.ones(1, np.float32), "c_folded"))
+    stored.indices.CopyFrom(numpy_helper.from_array(np.zeros(1, np.int64), "c_folded_indices"))
+    stored.dims.append(5)
+    stale = onnx.helper.make_tensor_value_info("w_folded", onnx.TensorProto.FLOAT16, [7, 7])
+    before.graph.value_info.append(stale)
+    before.graph.quantization_annotation.add(tensor_name="r_folded")
+    work = load(io.BytesIO(before.SerializeToString()))
+    report = fold(work)
+    assert fates(report) == (PULLED,)
+    after = onnx.load_from_string(to_bytes(work))
+    made = [*numbers(after), *(name for node in after.graph.node for name in node.output)]
+    assert not set(made) & {"c_folded", "w_folded", "r_folded"}
+    assert after.graph.sparse_initializer == before.graph.sparse_initializer
+    same_parts = graph("c = Conv(x, w) r = Relu(c) y = BN(r)", w=(4, 3, 1, 1),
+                       **norm(4) | {"scale": [1.0, 2.0, 3.0, 4.0]})  # fmt: skip
+    feed = inputs(same_parts)
+    np.testing.assert_allclose(run(after, feed)["y"], run(same_parts, feed)["y"], atol=1e-5)
+
+
+def test_an_output_that_is_listed_twice() -> None:
+    before = graph("c = Conv(x, w) y = BN(c)", w=(4, 3, 1, 1), **norm(4))
+    before.graph.output.append(before.graph.output[0])
+    work = ir.from_proto(before)
+    report = fold(work)
+    after = ir.to_proto(work)
+    assert (ops(after), fates(report)) == (["Conv"], (PULLED,))
+    assert after.graph.output == before.graph.output and after.graph.node[0].output == ["y"]
+
+
+@pytest.mark.parametrize("only", ["nonsense", "", "BatchNormalization"])
+def test_only_what_there_is(only: str) -> None:
+    before = graph("c = Conv(x, w) y = BN(c)", w=(4, 3, 1, 1), **norm(4))
+    work = ir.from_proto(before)
+    for refused in (lambda: fold(work, only=only), lambda: FoldPass(only=only)(work)):
+        with pytest.raises(Exception, match="batchnorm") as caught:
+            refused()
+        assert isinstance(caught.value, InputError) or isinstance(caught.value.__cause__, InputError)
+    assert ir.to_proto(work) == ir.to_proto(ir.from_proto(before))
 
 
 def test_from_input_to_output_stays_an_identity() -> None:

@@ -142,7 +142,7 @@ THROUGH: list[tuple[str, str, dict[str, Any]]] = [
     ("Tile", "Tile(c, i)", {"i": [1, 1, 2, 1]}),
     ("Expand", "Expand(c, i)", {"i": [3, 1, 1, 1, 1]}),
     ("Identity", "Identity(c)", {}),
-    ("Cast Cast", "Cast <to = 11> (c) t = Cast <to = 1> (m)", {}),
+    ("Cast", "Cast <to = 1> (c)", {}),
     ("SpaceToDepth DepthToSpace",
      "SpaceToDepth <blocksize = 2> (c) t = DepthToSpace <blocksize = 2> (m)", {}),
 ]
