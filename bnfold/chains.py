@@ -41,6 +41,8 @@ def evaluate(view: NodeView, inputs: Sequence[Array | None]) -> Array:
     Raises:
         Declined: The operator is not one of `EVALUATE`, the result is too large, or the node is invalid.
     """
+    if inputs and inputs[0] is None:
+        raise Declined(Reason.MALFORMED, f"{view.type} {view.name!r} lacks its first input")
     try:
         with np.errstate(all="ignore"):
             return np.asarray(EVALUATE[view.node.op_type](view, *inputs))
