@@ -30,7 +30,7 @@ class Constants:
         self._model = model
         self._folder = folder
         self._fixed = _fixed_names(model)
-        self._coarse = _types_cast_to(model)
+        self._coarse = _coarser_types(model)
         self._inner = list(self._inner_tensors())
 
     def nudged(self, rng: np.random.Generator) -> tuple[bytes | None, Iterator[tuple[str, Array]]]:
@@ -164,16 +164,42 @@ def _ancestry(name: str, producers: Mapping[str, onnx.NodeProto]) -> set[str]:
     return names
 
 
-def _types_cast_to(model: onnx.ModelProto) -> dict[str, np.dtype[Any]]:
-    """For values that a Cast narrows to a coarser float, that type: their own last place is lost."""
+def _coarser_types(model: onnx.ModelProto) -> dict[str, np.dtype[Any]]:
+    """For values whose reader computes in a coarser float, that type: their own last place is lost.
+
+    A Cast says so itself; a BatchNormalization computes in the type of its data, whatever that of its
+    parameters.
+    """
     import onnx
 
     coarse = {10: np.dtype(np.float16), _BFLOAT16: onnx.helper.tensor_dtype_to_np_dtype(_BFLOAT16)}
-    return {
-        node.input[0]: coarse[attribute.i]
-        for nodes, _ in _scopes(model)
-        for node in nodes
-        if node.op_type == "Cast"
-        for attribute in node.attribute
-        if attribute.name == "to" and attribute.i in coarse
-    }
+    found: dict[str, np.dtype[Any]] = {}
+    types: dict[str, int] | None = None
+    for nodes, _ in _scopes(model):
+        for node in nodes:
+            if node.op_type == "Cast":
+                to = next((a.i for a in node.attribute if a.name == "to"), 0)
+                found |= {node.input[0]: coarse[to]} if to in coarse else {}
+            elif node.op_type == "BatchNormalization" and node.output:
+                types = _types(model, coarse) if types is None else types
+                to = types.get(node.output[0], 0)
+                found |= dict.fromkeys(node.input[1:], coarse[to]) if to in coarse else {}
+    return found
+
+
+def _types(model: onnx.ModelProto, wanted: Mapping[int, object]) -> dict[str, int]:
+    """The element types of values, if any tensor of the model has one of those that are wanted."""
+    import onnx
+
+    stored = {t.data_type for t in model.graph.initializer}
+    if not (stored | {v.type.tensor_type.elem_type for v in model.graph.input}) & set(wanted):
+        return {}
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except (
+        ValueError,
+        RuntimeError,
+        onnx.shape_inference.InferenceError,
+    ):  # an aid: without it, a stricter check
+        return {}
+    return {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output, *graph.input)}

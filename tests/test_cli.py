@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import onnx
@@ -59,7 +60,6 @@ def run(*arguments: object) -> Result:
 def spawn(
     *arguments: object, content: bytes | None = None, before: Callable[[], None] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """A command, in a process of its own."""
     """A command, in a process of its own; `before` runs there first."""
     command = [sys.executable, "-m", "bnfold", *map(str, arguments)]
     return subprocess.run(
@@ -140,11 +140,20 @@ class TestOptimize:
         path = store(tmp_path, proto)
         assert "not equivalent: output 'y'" in refused(run("optimize", path), 1)
         assert list(snapshot(tmp_path)) == ["model.onnx"]
+        result = run("optimize", path, "--json")
+        report = json.loads(result.stdout)
+        assert result.exit_code == 1 and result.stderr.startswith("error: ")
+        assert (report["check"]["verdict"], report["target"]) == ("fail", None)
+        assert report["check"]["outputs"][0]["name"] == "y"
 
     def test_undecided(self, tmp_path: Path) -> None:
         path = store(tmp_path, foldable(CUSTOM))
         assert "could not be decided" in refused(run("optimize", path), 3)
         assert list(snapshot(tmp_path)) == ["model.onnx"]
+        result = run("optimize", path, "--json")
+        assert result.exit_code == 3 and result.stderr.startswith("error: ")
+        report = json.loads(result.stdout)
+        assert (report["check"]["verdict"], report["fold"]["modified"]) == ("undecided", True)
         assert "Not verified, as asked." in run("optimize", path, "--no-verify").stdout
 
 
@@ -207,6 +216,91 @@ class TestStreams:
             done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, check=False)
         assert done.returncode == 2
         assert done.stderr.startswith(b"error: the standard output: ") and done.stderr.count(b"\n") == 1
+
+    @pytest.mark.parametrize("arguments", [["inspect", "MODEL"], ["optimize", "MODEL", "-o", "TARGET"]])
+    @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+    def test_streams_that_are_closed(
+        self, closed: tuple[int, ...], arguments: list[str], tmp_path: Path
+    ) -> None:
+        """As for jobs of cron: what needs no stream does without."""
+        names = {"MODEL": store(tmp_path, foldable()), "TARGET": tmp_path / "out.onnx"}
+        done = spawn(*(names.get(a, a) for a in arguments), before=closing(*closed))
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert bool(done.stdout) == (1 not in closed)
+        assert (tmp_path / "out.onnx").exists() == ("TARGET" in arguments)
+
+    @pytest.mark.parametrize(
+        ("arguments", "closed", "why"),
+        [
+            (["optimize", "MODEL", "-o", "-"], 1, b"the standard output, which is closed"),
+            (["optimize", "-", "-o", "TARGET"], 0, b"the model on standard input: is empty"),
+            (["inspect", "-"], 0, b"the model on standard input: is empty"),
+        ],
+    )
+    def test_a_model_through_a_closed_stream(
+        self, arguments: list[str], closed: int, why: bytes, tmp_path: Path
+    ) -> None:
+        names = {"MODEL": store(tmp_path, foldable()), "TARGET": tmp_path / "out.onnx"}
+        done = spawn(*(names.get(a, a) for a in arguments), before=closing(closed))
+        assert done.returncode == 2 and done.stderr.startswith(b"error: ") and why in done.stderr
+        assert done.stderr.count(b"\n") == 1 and list(snapshot(tmp_path)) == ["model.onnx"]
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+    @pytest.mark.parametrize(
+        ("arguments", "full", "code"),
+        [
+            (["optimize", "missing.onnx"], 2, 2),
+            (["optimize", "MODEL", "-o", "-", "-q"], 2, 0),
+            (["optimize", "MODEL", "-o", "-"], 2, 2),
+            (["--help"], 1, 2),
+            (["--version"], 1, 2),
+            (["explain"], 1, 2),
+        ],
+        ids=str,
+    )
+    def test_a_full_disk_behind_a_stream(
+        self, arguments: list[str], full: int, code: int, tmp_path: Path
+    ) -> None:
+        """1 would say that the result is not equivalent, 4 that this is a bug."""
+        path = store(tmp_path, foldable())
+        done = spawn(*(path if a == "MODEL" else a for a in arguments), before=filling(full))
+        assert done.returncode == code, done.stderr
+        if full == 1:
+            assert done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
+
+    @pytest.mark.parametrize("command", ["optimize", "inspect"])
+    def test_a_model_from_a_pipe(self, command: str, tmp_path: Path, scratch: Path) -> None:
+        """What can be read once is read once: process substitution, a FIFO, /dev/stdin."""
+        content = foldable().SerializeToString()
+        flags = ["-o", tmp_path / "out.onnx", "--force"] if command == "optimize" else []
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        writer = Thread(target=fifo.write_bytes, args=(content,))
+        writer.start()
+        done = spawn(command, fifo, *flags)
+        writer.join()
+        assert done.returncode == 0 and not done.stderr and b"BatchNormalization" in done.stdout
+        done = spawn(command, "/dev/stdin", *flags, content=content)
+        assert done.returncode == 0 and not done.stderr and b"BatchNormalization" in done.stdout
+        if command == "optimize":
+            assert b"Verified: " in done.stdout
+            assert [node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node] == ["Conv"]
+        assert not list(scratch.iterdir())
+
+
+def closing(*streams: int) -> Callable[[], None]:
+    def close() -> None:
+        for stream in streams:
+            os.close(stream)
+
+    return close
+
+
+def filling(stream: int) -> Callable[[], None]:
+    def fill() -> None:
+        os.dup2(os.open("/dev/full", os.O_WRONLY), stream)
+
+    return fill
 
 
 def cyclic() -> onnx.ModelProto:
@@ -288,6 +382,17 @@ class TestBadInput:
         message = refused(run("optimize", SHARED / name, "-o", tmp_path / "out.onnx"))
         assert message.startswith(f"{SHARED / name}: BatchNormalization 'output'") and "channels" in message
         assert not snapshot(tmp_path)
+
+
+class TestInlining:
+    @pytest.mark.parametrize("command", ["optimize", "inspect"])
+    def test_what_cannot_be_inlined_is_one_line(self, command: str, tmp_path: Path) -> None:
+        text = """<ir_version: 8, opset_import: ["": 17, "own": 1]>
+        test (float[N,3,8,8] x) => (float[] y) { y = own.f(x) }
+        <domain: "own", opset_import: ["": 17, "own": 1]> f (a) => (o) { o = own.f(a) }"""
+        path = store(tmp_path, model(text))
+        assert refused(run(command, path, "--inline-functions")).startswith(f"{path}: ")
+        assert run(command, path).exit_code == 0
 
 
 class TestBadTarget:
@@ -461,7 +566,7 @@ class TestProgram:
 class TestInterrupt:
     def test_while_reading(self, scratch: Path) -> None:
         process = self.start("optimize", "-", stdin=subprocess.PIPE)
-        self.wait(lambda: any(scratch.iterdir()))
+        self.wait(lambda: any(scratch.glob("bnfold-*")))  # tempfile itself tries out the folder before
         assert self.interrupt(process) == (130, b"", b"\n")
         assert not list(scratch.iterdir())
 
@@ -471,6 +576,24 @@ class TestInterrupt:
         self.wait(lambda: any(name.startswith(".bnfold-") for name in os.listdir(tmp_path)))
         assert self.interrupt(process) == (130, b"", b"\n")
         assert list(snapshot(tmp_path)) == ["model.onnx"] and not list(scratch.iterdir())
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+    @pytest.mark.parametrize("outside", [False, True])
+    def test_being_told_to_end(
+        self, outside: bool, number: signal.Signals, code: int, tmp_path: Path, scratch: Path
+    ) -> None:
+        """`kill`, `timeout`, a closed terminal: nothing stays behind, neither files nor processes."""
+        path = tmp_path / "model.onnx"
+        onnx.save(foldable(), path, save_as_external_data=outside, location="data.bin", size_threshold=0)
+        store(tmp_path, b"mine", "out.onnx")
+        before = snapshot(tmp_path)
+        process = self.start("optimize", path, "-o", tmp_path / "out.onnx", "--force")
+        self.wait(lambda: any(name.startswith(".bnfold-") for name in os.listdir(tmp_path)))
+        os.kill(process.pid, number)  # to this one alone: its child has to be ended by it
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out, err) == (code, b"", b"")
+        assert snapshot(tmp_path) == before and not list(scratch.iterdir())
+        self.wait(lambda: not runs_in(process.pid))
 
     def start(self, *arguments: object, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "bnfold", *map(str, arguments)]
@@ -489,3 +612,12 @@ class TestInterrupt:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the process of onnxruntime gets it, too
         out, err = process.communicate(timeout=30)
         return process.returncode, out, err
+
+
+def runs_in(group: int) -> bool:
+    """Whether a process of the group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -270,6 +270,17 @@ class TestRefused:
         assert says in refused(path)
         assert says in refused(io.BytesIO(content))
 
+    def test_an_empty_name(self) -> None:
+        with pytest.raises(InputError, match="the name of the model is empty"):
+            load("")
+
+    def test_names_are_spelled_out(self, tmp_path: Path) -> None:
+        """A message is one line, and nothing in it speaks to a terminal."""
+        proto = chain()
+        proto.graph.node[1].input[0] = "lost\n\x1b[31mname"
+        message = refused(store(tmp_path, proto))
+        assert message.isprintable() and r"lost\n\x1b[31mname" in message
+
     def test_every_truncation(self) -> None:
         content = chain(initializer=[weight("w", 2), weight("b", 2)]).SerializeToString()
         fields = wire.fields(memoryview(content), 0, len(content))
@@ -893,6 +904,32 @@ class TestTransaction:
             staged.commit()
         assert np.array_equal(run(tmp_path / "out.onnx"), first)
         assert not [n for n in os.listdir(tmp_path) if n.startswith(".")]
+
+    def test_a_run_that_is_given_up_takes_nothing_from_another(self, tmp_path: Path) -> None:
+        """Two runs for one target, whose data have one name: the one that fails must not remove them."""
+        model = load(external(tmp_path, chain()))
+        change_data(model, 2.0)
+        with stage(model, tmp_path / "out.onnx"):
+            save(model, tmp_path / "out.onnx")
+        expected = run(tmp_path / "out.onnx")
+        with pytest.raises(KeyboardInterrupt), stage(model, tmp_path / "out.onnx", force=True):
+            save(model, tmp_path / "out.onnx", force=True)
+            raise KeyboardInterrupt
+        with stage(model, tmp_path / "out.onnx", force=True) as staged:
+            staged.commit()
+        assert np.array_equal(run(tmp_path / "out.onnx"), expected)
+        assert len([n for n in os.listdir(tmp_path) if n.startswith("out.onnx.")]) == 1
+        assert not [n for n in os.listdir(tmp_path) if n.startswith(".")]
+
+    def test_the_data_are_no_more_public_than_the_model(self, tmp_path: Path) -> None:
+        model = load(external(tmp_path, chain()))
+        change_data(model, 2.0)
+        (tmp_path / "out.onnx").write_bytes(b"mine")
+        (tmp_path / "out.onnx").chmod(0o600)
+        save(model, tmp_path / "out.onnx", force=True)
+        written = [n for n in os.listdir(tmp_path) if n.startswith("out.onnx")]
+        assert len(written) == 2
+        assert {stat.S_IMODE((tmp_path / n).stat().st_mode) for n in written} == {0o600}
 
     def test_an_exception_leaves_nothing(self, tmp_path: Path) -> None:
         model = load(external(tmp_path, chain()))

@@ -38,6 +38,19 @@ test (float[N,3,8,8] x) => (float[N,4,6,6] y)
 { c = Conv(x, w)  d = BatchNormalization(c, scale, bias, mean, var)  y = somewhere.Unknown(d) }"""
 
 
+PARTS = "scale, bias, mean, var"
+NOT_INLINED = {
+    "fewer outputs": ("z = own.f(x)", '"": 17]> f (a) => (o, p) { o = Relu(a)  p = Neg(o) }'),
+    "an output left out": (", z = own.f(x)", '"": 17]> f (a) => (o, p) { o = Relu(a)  p = Neg(o) }'),
+    "too many inputs": ("z = own.f(x, x, x)", '"": 17]> f (a) => (o) { o = Relu(a) }'),
+    "recursion": ("z = own.f(x)", '"": 17, "own": 1]> f (a) => (o) { o = own.f(a) }'),
+    "another opset": (
+        "z = own.f(x)",
+        '"": 9]> f (a) => (o) { u = Unsqueeze<axes=[4]>(a)  o = Squeeze<axes=[4]>(u) }',
+    ),
+}
+
+
 def foldable() -> onnx.ModelProto:
     return model(FOLDABLE, w=(4, 3, 3, 3), **NORM)
 
@@ -300,6 +313,84 @@ class TestOptimize:
         finally:
             gc.enable()
 
+    @pytest.mark.parametrize("work", [bnfold.optimize, bnfold.inspect])
+    def test_only_what_there_is(self, work: Callable[..., object], tmp_path: Path) -> None:
+        with pytest.raises(bnfold.InputError, match=r"'nonsense'.*'batchnorm'"):
+            work(store(tmp_path, foldable()), only="nonsense")
+        assert list(listing(tmp_path)) == ["model.onnx"]
+
+    def test_a_dry_run_without_verification_needs_no_room(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = store(tmp_path, foldable())
+        before = tmp_path.stat().st_mtime_ns
+        monkeypatch.setattr(import_module("bnfold.optimize"), "stage", None)  # it would be a TypeError
+        report = bnfold.optimize(path, dry_run=True, verify=False)
+        assert (report.target, report.check) == (None, None) and report.fold.after.batchnorms == 0
+        assert tmp_path.stat().st_mtime_ns == before
+
+    def test_constants_of_shapes_may_be_stored_outside(self, tmp_path: Path) -> None:
+        """What is inferred from them must not depend on where they are."""
+        nodes = "r = Reshape(x, i)  b = Relu(r)  c = Reshape(b, j)  m = MatMul(c, w)  y = Mul(m, s)"
+        proto = model(
+            f"(float[N,24] x) => (float[] y) {{ {nodes} }}", i=[-1, 6, 4], j=[-1, 4], w=(4, 5), s=(5,)
+        )
+        inside, outside = store(tmp_path, proto), tmp_path / "outside.onnx"
+        onnx.save(proto, outside, save_as_external_data=True, location="all.data", size_threshold=0)
+        reports = [bnfold.optimize(path, verify=False).fold for path in (inside, outside)]
+        assert reports[0] == reports[1] and reports[0].after.affines == 0
+
+    @pytest.mark.parametrize(
+        "nodes",
+        [
+            "d = Cast<to=1>(c)  n = BatchNormalization(d, scale, bias, mean, var)  y = Relu(n)",
+            "n = BatchNormalization(c, scale, bias, mean, var)  y = Cast<to=1>(n)",
+        ],
+        ids=["data", "parameters"],
+    )
+    def test_a_channel_that_float16_cannot_hold(self, nodes: str, tmp_path: Path) -> None:
+        """One such channel must not make the whole model one that is not equivalent."""
+        random = np.random.default_rng(2)
+        stored: dict[str, Any] = {n: random.uniform(0.2, 1.0, 16).astype(np.float32) for n in NORM}
+        stored["scale"][5], stored["bias"][5] = 3e-3, 1.37
+        w = (random.normal(0, 1, (16, 4, 3, 3)) / 12).astype(np.float16)
+        text = f"(float16[1,4,8,8] x) => (float[] y) {{ c = Conv(x, w)  {nodes} }}"
+        report = bnfold.optimize(store(tmp_path, model(text, w=w, **stored)))
+        assert report.check is None or report.check.verdict is Verdict.PASS
+
+    @pytest.mark.usefixtures("wrong_fold")
+    def test_a_failure_carries_the_report(self, tmp_path: Path) -> None:
+        path = store(tmp_path, foldable())
+        with pytest.raises(bnfold.NotEquivalent) as caught:
+            bnfold.optimize(path)
+        report = caught.value.report
+        assert isinstance(report, bnfold.OptimizeReport)
+        assert (report.source, report.target) == (str(path), None)
+        assert report.fold.after.batchnorms == 0
+        assert report.check is not None and report.check.verdict is Verdict.FAIL and report.check.outputs
+
+    def test_what_is_undecided_carries_the_report(self, tmp_path: Path) -> None:
+        with pytest.raises(bnfold.Undecided) as caught:
+            bnfold.optimize(store(tmp_path, model(CUSTOM, w=(4, 3, 3, 3), **NORM)))
+        report = caught.value.report
+        assert isinstance(report, bnfold.OptimizeReport)
+        assert report.check is not None and report.check.verdict is Verdict.UNDECIDED
+
+    @pytest.mark.parametrize("call", [bnfold.optimize, bnfold.inspect])
+    @pytest.mark.parametrize(("calls", "function"), NOT_INLINED.values(), ids=NOT_INLINED)
+    def test_functions_that_cannot_be_inlined(
+        self, calls: str, function: str, call: Callable[..., Any], tmp_path: Path
+    ) -> None:
+        text = f"""<ir_version: 8, opset_import: ["": 17, "own": 1]>
+        test (float[N,3,8,8] x) => (float[] y) {{ {calls}  y = BatchNormalization(z, {PARTS}) }}
+        <domain: "own", opset_import: [{function}"""
+        path = store(tmp_path, model(text, **norm(3)))
+        with pytest.raises(bnfold.InputError) as caught:
+            call(path, inline_functions=True)
+        message = str(caught.value)
+        assert message.startswith(f"{path}: ") and "inlin" in message and "\n" not in message
+        assert list(listing(tmp_path)) == ["model.onnx"]
+
 
 FUNCTION = """<ir_version: 8, opset_import: ["": 17, "own": 1]>
 test (float[N,3,8,8] x) => (float[N,4,6,6] y) { y = own.ConvNorm(x, w, scale, bias, mean, var) }
@@ -430,6 +521,34 @@ class TestInspect:
         assert found.decision.reason is Reason.FUNCTION_ARGUMENT
         (found,) = bnfold.inspect(path, inline_functions=True).batchnorms
         assert (found.decision.graph, found.decision.outcome, found.channels) == ("", Outcome.PULLED, 4)
+
+    def test_a_normalization_that_took_part_in_two_runs(self, tmp_path: Path) -> None:
+        """The first walk merges Mul and Div into it, the second finds the Sub before them."""
+        nodes = f"a = Sub(x, c)  u = Mul(a, w)  v = Div(u, w)  y = BatchNormalization(v, {PARTS})"
+        text = f"(float[N,4,2,3] x) => (float[N,4,2,3] y) {{ {nodes} }}"
+        constants: dict[str, Any] = {"c": (4, 1, 1), "w": np.array([2, 4, 8], np.float32), **NORM}
+        (found,) = facts(tmp_path, text, **constants)
+        assert {"u", "v", "y"} <= set(found.decision.nodes)
+        path = tmp_path / "model.onnx"
+        assert bnfold.inspect(path, only="batchnorm").batchnorms[0].node == "y"
+
+    def test_scales_that_are_no_floats(self, tmp_path: Path) -> None:
+        kinds: list[Any] = [np.array(["a"] * 4, object), np.ones(4, np.complex64), np.ones(4, bool)]
+        for numbers in kinds:
+            (found,) = facts(tmp_path, STAYS, **NORM | {"scale": numbers})
+            assert found.decision.outcome is Outcome.KEPT
+
+    def test_a_function_in_its_place(self, tmp_path: Path) -> None:
+        text = f"""<ir_version: 8, opset_import: ["": 17]>
+        test (float[N,4,8,8] x) => (float[N,4,8,8] y) {{ y = BatchNormalization(x, {PARTS}) }}
+        <domain: "", opset_import: ["": 17]> BatchNormalization (a, s, b, m, v) => (o) {{ o = Neg(a) }}"""
+        assert facts(tmp_path, text, **NORM) == ()
+
+    def test_a_normalization_without_outputs(self, tmp_path: Path) -> None:
+        proto = model(STAYS.replace("Sin(r)", "Sin(x)"), **NORM)
+        del proto.graph.node[0].output[:]
+        (found,) = bnfold.inspect(store(tmp_path, proto)).batchnorms
+        assert found.decision.reason is Reason.MALFORMED
 
     def test_a_model_without_any(self, tmp_path: Path) -> None:
         assert facts(tmp_path, "(float[N] x) => (float[N] y) { y = Sin(x) }") == ()

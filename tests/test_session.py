@@ -179,6 +179,23 @@ def test_free_sizes_differ_from_each_other_and_from_the_weights() -> None:
     assert fed["z"].shape == (2, first.sizes["H"])
 
 
+def test_a_symbol_of_several_axes_is_no_batch() -> None:
+    """Some exporters call every free size by one name; an image of two pixels is smaller than any kernel."""
+    network = model("g (float[N,3,N,N] x) => (float[] y) <float[4,3,3,3] w> { y = Conv(x, w) }")
+    network.graph.initializer.append(helper.make_tensor("w", 1, [4, 3, 3, 3], np.zeros(108)))
+    first = next(bindings(network))
+    assert not first.batch
+    shape = first.feed(np.random.default_rng(0), 2, Values.NORMAL)["x"].shape
+    assert shape[0] == shape[2] == shape[3] > 4 and shape[1] == 3
+
+
+@pytest.mark.parametrize("size", [2**40, 2**60])
+def test_inputs_that_no_memory_can_hold(size: int) -> None:
+    (first, *_) = bindings(model(f"g (float[{size},3,1024,8] x) => (float[] y) {{ y = Relu(x) }}"))
+    with pytest.raises(Unrunnable, match="too large"):
+        first.feed(np.random.default_rng(0), 1, Values.NORMAL)
+
+
 def test_unknown_rank_and_channels_are_read_off_the_weight() -> None:
     network = model("g (float[] x) => (float[] y) <float[4,3,5,5] w> { y = Conv<group = 2>(x, w) }")
     network.graph.input[0].type.tensor_type.ClearField("shape")

@@ -261,6 +261,22 @@ def test_parameters_of_another_length_are_an_invalid_model(shapes: dict[str, Any
 
 
 @pytest.mark.parametrize(
+    ("x", "shapes", "says"),
+    [
+        (IMG, {"mean": (4,)}, "'mean' has shape [4], but 'x' has 3 channels"),
+        (IMG, {"var": (3, 1)}, "'var' has shape [3, 1], but 'x' has 3 channels"),
+        ("float[]", {"bias": (5,)}, "'bias' has shape [5], but 'x' has 3 channels"),
+        ("float[N,C,H,W]", {"scale": ()}, "'scale' has shape [], but 'x' has 3 channels"),
+        ("float[]", dict.fromkeys(BN, (3, 1)), "'scale' has shape [3, 1], but 'x' has other channels"),
+    ],
+)
+def test_a_parameter_of_another_length_is_named(x: Any, shapes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        is_(f"y = {NORM}{FIVE}", x=x, **{**BN, **shapes}).source()
+    assert says in str(caught.value) and "export it again" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "y = Mul(x, s)",

@@ -291,6 +291,7 @@ def test_what_need_not_be_measured_fails(candidate: str, message: str, compare: 
     [
         "(bfloat16[N,3,8,8] x) => (bfloat16[N,3,8,8] y) { y = Relu(x) }",
         "(string[N] x) => (string[N] y) { y = Identity(x) }",
+        "(float[1099511627776,3,1024,8] x) => (float[] y) { y = Relu(x) }",
         "(float[N,4] x) => (float[N,4] y) { a = Shape(x)  y = Reshape(x, w) }",
     ],
 )
