@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .feeds import Binding, Values, bindings
 from .nudge import Constants, nudged
 from .report import CheckReport, OutputCheck, Verdict
-from .session import Binding, Lost, Session, Unrunnable, Values, bindings
+from .session import Lost, Session, Unrunnable
 
 if TYPE_CHECKING:
     import onnx

@@ -19,19 +19,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 _LAW = ["test_rules"]
-_FOLDS = ["test_fold", "test_fold_names", "test_reasons", "test_fold_wrong_elsewhere", "test_fold_nobody"]
+_FOLDS = [
+    *("test_fold", "test_fold_names", "test_fold_corners", "test_reasons", "test_fold_wrong_elsewhere"),
+    "test_fold_nobody",
+]
 TESTS = {
     "double_double": ["test_double_double", "test_constants"],
     "affine": ["test_affine"],
     "constants": ["test_constants"],
     "chains": ["test_chains"],
-    "facts": ["test_sources", *_LAW],
+    "shapes": ["test_fold_corners"],
+    "facts": ["test_sources", *_LAW, "test_fold"],
     "sources": ["test_sources", "test_constants"],
     "moves": _LAW,
     "carriers": _LAW,
     "arithmetic": _LAW,
     "selections": _LAW,
-    "sinks": _LAW,
+    "sinks": [*_LAW, "test_fold_corners"],
     "plan": [*_FOLDS, "test_constants"],
     "edit": _FOLDS,
 }
@@ -94,6 +98,11 @@ MUTANTS = [
       "value.is_graph_input() and self.model.ir_version >= 9"),
     M("facts", "operands are aligned to the right in every opset",
       "if self.opset < 7 and i == 1 and", "if self.opset < 6 and i == 1 and"),
+    M("facts", "a function of the name of an operator is one",
+      "not node.domain and node.op_type not in self._replaced", "not node.domain"),
+    M("shapes", "-1 is a size", "return dim if dim >= 0 else None", "return dim"),
+    M("shapes", "nodes are inferred in the order of the file", "for node in _in_order(graph):",
+      "for node in graph:"),
     M("chains", "a backward Slice begins before the data", "max(start + size, 0)", "start + size"),
     M("chains", "Unsqueeze adds no axes", "np.expand_dims(x, given or ())", "x"),
     M("chains", "integers are divided towards minus infinity",
@@ -174,6 +183,10 @@ MUTANTS = [
     M("sinks", "transB is ignored", 'columns = 0 if op.integer("transB", 0) else 1', "columns = 1"),
     M("sinks", "the mean of a second normalization is forgotten",
       "(affine.shift + (affine.scale - _ONE) * mean)", "affine.shift"),
+    M("sinks", "LayerNormalization: the bias is as large as the scale",
+      "if bias is not None and op.constant(2) is None:", "if bias is not None:"),
+    M("sinks", "LayerNormalization: data are as large as the scale", "need(full, Reason.BROADCAST",
+      "need(True, Reason.BROADCAST"),
     M("plan", "a graph output on the way",
       "    if value.is_graph_output():\n        raise Declined(Reason.GRAPH_OUTPUT",
       "    if value is None:\n        raise Declined(Reason.GRAPH_OUTPUT"),
@@ -184,6 +197,8 @@ MUTANTS = [
     M("plan", "a merge forgets the mean", "2: whole.shift + whole.scale * mean", "2: whole.shift"),
     M("plan", "constants are not checked", "        new.check(name)\n", ""),
     M("edit", "new names may be taken", "while name in taken:", "while name in ():"),
+    M("edit", "names of the original come back", "if name not in self._originals:", "if name is not None:"),
+    M("edit", "names that only the file has are free", "values |= source.unread", "values |= set()"),
     M("edit", "values on the way keep their names",
       "value.name = self.names.value(value.name, \"_folded\")\n        match", "pass\n        match"),
     M("edit", "legacy Add without its attributes", '[ir.AttrInt64("broadcast", 1)]', "[]"),

@@ -19,7 +19,8 @@ FIXTURE = ROOT / "fixtures" / "digits.onnx"
 # A module imports only what stands in a line above its own.
 LAYERS = """
 errors report double_double shapes nudge session wire
-affine nodes origin wellformed verify
+affine feeds nodes origin wellformed
+verify
 constants chains write
 facts model
 moves sources
@@ -40,11 +41,10 @@ GUESTS = {
     "onnxruntime": {"session"},
     "torch": set[str](),
     "click": {"cli"},
-    "rich": {"cli", "render", "render.text"},
 }
 # The checker shares nothing with what it checks.
 FOLDING = {"affine", "double_double", "facts", "fold", "moves", "plan", "rules", "sources"}
-CHECKING = {"nudge", "session", "verify"}
+CHECKING = {"feeds", "nudge", "session", "verify"}
 
 
 @cache

@@ -165,6 +165,7 @@ NUMBERS = [
 TO_FLOAT, TO_HALF, TO_DOUBLE = (f"Cast <to = {kind}>" for kind in (1, 10, 11))
 STAMPS = np.array([1.7e9])  # as of time stamps: the data are near it, and float32 has a grid of 128 there
 LARGE = np.full((4, 3, 1, 1), 500, np.float32)  # above 448, the largest number of float8e4m3fn
+SINGLE: dict[str, Any] = {name: drawn(name, 4) for name in norm(4)}
 CASTS = [
     case("what is subtracted in float64 is not subtracted in float32",
          f"a = Sub(x, k) b = {TO_FLOAT} (a) y = Conv(b, w)", "Sub Cast Conv", Reason.NARROWER,
@@ -191,7 +192,7 @@ CASTS = [
          w=drawn("w", 4, 3, 3, 3, dtype=np.float64), **norm(3)),
     case("a float64 convolution takes what is done in float32",
          f"c = Conv(x, w) d = {TO_FLOAT} (c) e = BN(d) y = {TO_DOUBLE} (e)", "Conv Cast Cast", PULLED,
-         x="double[N,3,8,8]", w=(4, 3, 3, 3), **{n: drawn(n, 4) for n in norm(4)}),
+         x="double[N,3,8,8]", w=(4, 3, 3, 3), **SINGLE),
     case("whether float8 saturates is up to the runtime",
          f"q = Cast <to = 17> (w) v = {TO_FLOAT} (q) c = Conv(x, v) y = BN(c)",
          "Cast Cast Conv BatchNormalization", Reason.NOT_STATIC, opset=19, w=LARGE, **norm(4)),
@@ -342,7 +343,7 @@ def test_channels_of_tiny_weights_in_a_narrow_convolution() -> None:
     w = (random.normal(0, 1, (8, 4, 3, 3)) / 12).astype(np.float16)
     numbers = {"scale": np.full(8, 0.3), "bias": np.zeros(8), "mean": np.zeros(8), "var": np.ones(8)}
     numbers["scale"][5], numbers["bias"][5] = 3e-3, 1.37
-    stored = {name: value.astype(np.float32) for name, value in numbers.items()}
+    stored: dict[str, Any] = {name: value.astype(np.float32) for name, value in numbers.items()}
     text = (
         "c = Conv(x, w) d = Cast <to = 1> (c) n = BatchNormalization(d, scale, bias, mean, var) y = Relu(n)"
     )

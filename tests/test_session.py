@@ -16,7 +16,8 @@ import pytest
 from onnx import helper, parser
 
 from bnfold import session as session_module
-from bnfold.session import Integers, Lost, Session, Unrunnable, Values, bindings, inputs_of
+from bnfold.feeds import Integers, Values, bindings, inputs_of
+from bnfold.session import Lost, Session, Unrunnable
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
 SCALED = "g (float[N,2] x) => (float[N,2] y) <float[2] w = {1, 2}> { y = Mul(x, w) }"
