@@ -53,10 +53,14 @@ class Constant:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        kept: tuple[int, ...] | None = self.__dict__.get("_shape")
+        if kept is not None:
+            return kept
         shape = self.base.shape
         for part in (self.scale, self.shift):
             if part is not None:
                 shape = _broadcast(shape, part.shape)
+        self.__dict__["_shape"] = shape
         return shape
 
     def reshape(self, *shape: int) -> Constant:
@@ -164,6 +168,8 @@ class Constant:
 
 def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     """`np.broadcast_shapes` of two, quick where b merely spreads over a."""
+    if not a:
+        return b
     if len(a) == len(b) and all(n in (1, m) for m, n in zip(a, b, strict=True)):
         return a
     return np.broadcast_shapes(a, b)

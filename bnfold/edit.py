@@ -272,7 +272,7 @@ class Writer:
             elif graph is not None:
                 if value.is_graph_input():
                     graph.inputs.remove(value)
-                graph.initializers.pop(value.name or "")
+                del graph.initializers[value.name or ""]
                 self.names.release(value.name)
 
     def _is_constant(self, value: ir.Value) -> bool:

@@ -64,7 +64,10 @@ class Facts:
             Declined: It would be a constant, but it may not be used as one.
         """
         if value not in self._constants:
-            self._evaluate(value)
+            if value.producer() is None:
+                self._constants[value] = self._stored(value)
+            else:
+                self._evaluate(value)
         found = self._constants[value]
         if isinstance(found, Declined):
             raise Declined(found.reason, found.detail)

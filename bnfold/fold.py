@@ -125,7 +125,8 @@ class _Folder:
         self.facts = Facts(model)
         self.names = Names(self.facts)
         # What a nameless node is called changes when its output is renamed; reports speak of the original.
-        self.labels = {n: (label(n), _first_output(n)) for s in self.facts.scopes for n in s.graph}
+        nodes = [node for scope in self.facts.scopes for node in scope.graph]
+        self.labels = {node: (label(node), _first_output(node)) for node in nodes}
         self.decisions: dict[ir.Node, Decision] = {}  # by the first node of the run
         # What folds put in or left of a merged run, and under which node their decision is filed.
         self.created: dict[ir.Node, ir.Node] = {}
@@ -228,6 +229,8 @@ def _first_output(node: ir.Node) -> str:
 
 def _precision(facts: Facts, plan: Plan) -> str:
     """A note where the affine was computed in a wider type than the constants that took it have."""
+    if all(c.dtype.itemsize > 2 for c in plan.constants.values()):
+        return ""  # the usual case: nothing but a 16-bit float has a wider type beside it
     applied = {
         constant.dtype
         for node in plan.site.nodes
