@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import os
 import platform
 import shlex
@@ -13,12 +12,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
 import bnfold
+
+from .later import postpone
 
 if TYPE_CHECKING:
     from .render.text import Page
@@ -189,22 +189,10 @@ def explain(code: str | None) -> None:
     _print(text or reasons(_page()))
 
 
-class _Later(ModuleType):
-    """A module that is imported when something of it is asked for."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
-        return getattr(importlib.import_module(self.__name__), name)
-
-
 @contextmanager
 def _interrupts_later() -> Iterator[None]:
     """Native modules abort when Ctrl-C hits them while they are being imported, so there it has to wait."""
-    # onnx_ir imports sympy, a third of the whole start, for arithmetic on symbols that no command needs.
-    sys.modules.setdefault("sympy", _Later("sympy"))
+    postpone("sympy")
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
