@@ -14,6 +14,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import onnx
@@ -468,6 +469,30 @@ class TestInspect:
         )
         result = run("inspect", store(tmp_path, proto), "--json")
         assert json.loads(result.stdout)["batchnorms"][0]["non_finite"] == 4
+
+    @pytest.mark.parametrize("stored", [True, False])
+    def test_a_file_that_asks_for_much_memory(self, stored: bool, tmp_path: Path) -> None:
+        """Inference of shapes would make the tensor: of any size, in a file as small."""
+        size = "" if stored else "n = Constant <value = int64[1] {16777216}> () "
+        nodes = (
+            f"{size}i = ConstantOfShape <value = int64[1] {{1}}> (n) j = Concat <axis = 0> (i, i) "
+            "r = Reshape(x, j) a = Sigmoid(r) b = Mul(a, k) y = Conv(b, w)"
+        )
+        constants: dict[str, Any] = {"k": (3, 1, 1), "w": (4, 3, 1, 1)}
+        if stored:
+            constants["n"] = [16777216]
+        path = store(tmp_path, model(f"(float[N,3,8,8] x) => (float[] y) {{ {nodes} }}", **constants))
+        command = [sys.executable, "-m", "bnfold", "inspect", str(path)]
+        limit = 4 << 30  # so that a fault does not bring down the machine
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0 and usage.ru_maxrss < 500 * 1024  # KiB
 
 
 class TestExplain:
