@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -164,60 +165,61 @@ class _Folder:
         return folded, affines
 
     def _fold(self, scope: Scope, site: Site) -> bool:
-        owner, decision = self._decision(scope, site)
         try:
             found = plan(self.facts, site)
         except Declined as declined:
-            if owner is not None:
-                self.decisions[owner] = replace(decision, reason=declined.reason, detail=declined.detail)
+            self._record(scope, site, reason=declined.reason, detail=declined.detail)
             return False
         except InputError as error:
             raise InputError(f"{site.nodes[0].op_type} {label(site.nodes[0])!r}: {error}") from error
         into = dict.fromkeys(node for node, _ in found.constants)
-        if owner is not None:
-            self.decisions[owner] = replace(
-                decision,
-                outcome=found.outcome,
-                into=tuple(self._label(node) for node in into),
-                into_types=tuple(node.op_type for node in into),
-                reason=None,
-                detail=_precision(self.facts, found),
-            )
+        owner = self._record(
+            scope,
+            site,
+            outcome=found.outcome,
+            into=tuple(self._label(node) for node in into),
+            into_types=tuple(node.op_type for node in into),
+            detail=_precision(self.facts, found),
+        )
         added = Writer(self.facts, self.names, scope, found).write()
         if found.batchnorm is not None:
             added.append(found.batchnorm)
         self.created |= dict.fromkeys(added, owner or self.created[site.nodes[0]])
         return True
 
-    def _decision(self, scope: Scope, site: Site) -> tuple[ir.Node | None, Decision]:
-        """The decision that speaks for a run, and the node it is filed under; None for mere leftovers.
+    def _record(
+        self, scope: Scope, site: Site, outcome: Outcome = Outcome.KEPT, **fate: Any
+    ) -> ir.Node | None:
+        """Keep the decision about a run, and return the node that it is filed under.
 
         What an earlier fold put in belongs to the decision of that fold, and only if that was a merge
-        is there still something to decide.
+        is there still something to decide. None if that is all there is.
         """
         runs: dict[ir.Node, tuple[tuple[str, ...], tuple[str, ...]]] = {}
-        outcome = Outcome.KEPT
         for node in site.nodes:
-            owner = self.created.get(node, node)
-            old = self.decisions.get(owner)
-            if node not in self.created:
+            owner = self.created.get(node)
+            if owner is None:
                 runs[node] = (self._label(node),), (node.op_type,)
-            elif old is not None and old.outcome is Outcome.MERGED:
+            elif (old := self.decisions.get(owner)) is not None and old.outcome is Outcome.MERGED:
                 runs[owner] = old.nodes, old.op_types
-                outcome = Outcome.MERGED
-        first, *others = runs or (None,)
+                outcome = old.outcome if outcome is Outcome.KEPT else outcome
+        if not runs:
+            return None
+        first, *others = runs
         for other in others:
             self.decisions.pop(other, None)
-            self.created |= {n: first for n, owner in self.created.items() if owner is other and first}
-        decision = Decision(
+            self.created |= {node: first for node, owner in self.created.items() if owner is other}
+        last = site.nodes[-1]
+        self.decisions[first] = Decision(
             graph=scope.path,
             nodes=tuple(name for names, _ in runs.values() for name in names),
             op_types=tuple(kind for _, kinds in runs.values() for kind in kinds),
-            value=self.labels[last][1] if (last := site.nodes[-1]) in self.labels else _first_output(last),
+            value=self.labels[last][1] if last in self.labels else _first_output(last),
             channels=None if site.affine is None else site.affine.channels,
             outcome=outcome,
+            **fate,
         )
-        return first, decision
+        return first
 
     def _label(self, node: ir.Node) -> str:
         return self.labels[node][0] if node in self.labels else label(node)
