@@ -59,9 +59,8 @@ class Affine:
             axis: Their axis; None if both are scalars.
         """
         if scale is None or shift is None:
-            channels = (
-                scale or shift or _ONE
-            ).shape  # full arrays: spreading a number costs more than they do
+            # Full arrays: spreading one number over them costs more than they do.
+            channels = (scale or shift or _ONE).shape
             scale = scale or DoubleDouble(np.ones(channels), np.zeros(channels))
             shift = shift or DoubleDouble(np.zeros(channels), np.zeros(channels))
         if axis is None or (_is_uniform(scale) and _is_uniform(shift)):

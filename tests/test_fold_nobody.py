@@ -1,4 +1,4 @@
-"""Folds that are exact, and that other tools leave: a few graphs of each kind, with what remains."""
+"""Folds that are exact, and that most other tools leave: a few graphs of each kind, with what remains."""
 
 from __future__ import annotations
 
