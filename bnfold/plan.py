@@ -1,7 +1,9 @@
 """The planner: from a site to a plan of edits, with the rule table and no knowledge of operators.
 
-A plan holds every edit, range-checked, before anything is written; so a half-done fold cannot exist. (Large
-constants are rounded while they are written, which after the check cannot fail.) Planning is a worklist, since a path through a graph may be longer than Python's stack: each task
+A plan holds every edit, range-checked, before anything is written; so a half-done fold cannot exist.
+(Large constants are rounded while they are written, which cannot fail after the check.)
+
+Planning is a worklist, since a path through a graph may be longer than Python's stack: each task
 moves one affine past one node, and all tasks must succeed. Where a rule knows several ways, they are
 tried in order.
 """
