@@ -21,10 +21,10 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnxruntime
-from evaluator import evaluate
 from onnx import helper, numpy_helper
 
 from bnfold import fold
+from bnfold.evaluate import evaluate
 from bnfold.report import FoldReport
 
 Array = npt.NDArray[Any]

@@ -12,11 +12,11 @@ import graphs
 import numpy as np
 import onnx_ir as ir
 import pytest
-from evaluator import evaluate
 from graphs import Array, model
 
 from bnfold import chains
 from bnfold.constants import Constant
+from bnfold.evaluate import evaluate
 from bnfold.facts import Facts
 from bnfold.report import Declined, Reason
 

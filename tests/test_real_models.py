@@ -20,13 +20,13 @@ import onnx.backend.test
 import onnx_ir as ir
 import pytest
 from cases import exposed, prove
-from evaluator import evaluate
 from graphs import inputs, run, unit_roundoff
 from onnx import helper, numpy_helper
 
 from bnfold import fold
 from bnfold.constants import FLOATS
 from bnfold.errors import InputError
+from bnfold.evaluate import evaluate
 from bnfold.report import FoldReport, Reason
 
 Array = npt.NDArray[Any]

@@ -20,13 +20,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from evaluator import evaluate
 from graphs import Array, drawn, positive
 from onnx import helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from bnfold.affine import Affine, Elementwise
 from bnfold.double_double import DoubleDouble
+from bnfold.evaluate import evaluate
 from bnfold.facts import Facts, Op
 from bnfold.moves import Answer, Move
 from bnfold.report import Declined, Reason

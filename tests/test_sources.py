@@ -15,10 +15,10 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
-from evaluator import evaluate
 from graphs import Array, model, norm
 
 from bnfold.errors import InputError
+from bnfold.evaluate import evaluate
 from bnfold.facts import Facts
 from bnfold.report import Declined, Reason
 from bnfold.sources import Site, Source, sites, source

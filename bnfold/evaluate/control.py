@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import GraphProto, helper
+from onnx import helper
 
+from .block import Block
 from .node import Array, Node, Operator, carry
+from .outcome import Unsupported
 
 
 def if_(node: Node) -> tuple[Array, ...]:
@@ -16,7 +18,7 @@ def if_(node: Node) -> tuple[Array, ...]:
 def loop(node: Node) -> tuple[Array, ...]:
     body, limit, condition = node.attributes["body"], node.optional(0), node.optional(1)
     state = [node[i] for i in range(2, len(node.inputs))]
-    scanned: list[list[Array]] = [[] for _ in body.output[1 + len(state) :]]
+    scanned: list[list[Array]] = [[] for _ in body.outputs[1 + len(state) :]]
     going, turn = condition is None or bool(condition.item()), 0
     while going and (limit is None or turn < limit.item()):
         on, *results = node.run(body, [np.array(turn, np.int64), np.array(True), *state])
@@ -34,7 +36,7 @@ def scan(node: Node) -> tuple[Array, ...]:
     # Opset 8 has a batch on axis 0 and, as its first input, the length of each sequence.
     lengths, batched = node.optional(0), [node[i] for i in range(1, len(node.inputs))]
     if lengths is not None and (lengths != batched[-1].shape[1]).any():
-        raise NotImplementedError("Scan of opset 8 with sequences of different lengths")
+        raise Unsupported("Scan of opset 8 with sequences of different lengths")
     runs = [_scan(node, list(inputs)) for inputs in zip(*batched, strict=True)]
     return tuple(np.stack(results) for results in zip(*runs, strict=True))
 
@@ -48,7 +50,7 @@ def _scan(node: Node, inputs: list[Array]) -> list[Array]:
     sources = [np.moveaxis(x, axis, 0) for x, axis in zip(sources, axes, strict=True)]
     sources = [x[::-1] if back else x for x, back in zip(sources, reverse or [0] * count, strict=True)]
 
-    scanned: list[list[Array]] = [[] for _ in body.output[len(state) :]]
+    scanned: list[list[Array]] = [[] for _ in body.outputs[len(state) :]]
     for row in zip(*sources, strict=True):
         results = node.run(body, [*state, *row])
         state = results[: len(state)]
@@ -60,9 +62,9 @@ def _scan(node: Node, inputs: list[Array]) -> list[Array]:
     return [*state, *_stacked(body, scanned, axes)]
 
 
-def _stacked(body: GraphProto, scanned: list[list[Array]], axes: list[int]) -> list[Array]:
+def _stacked(body: Block, scanned: list[list[Array]], axes: list[int]) -> list[Array]:
     """Scan outputs, the rows of each stacked on its axis; without rows, what the body declares."""
-    declared = body.output[len(body.output) - len(scanned) :]
+    declared = body.declared[len(body.declared) - len(scanned) :]
     results = []
     for rows, axis, value in zip(scanned, axes, declared, strict=True):
         if rows:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from onnx import SparseTensorProto, TensorProto, numpy_helper
 
-from .node import Array, Node, Operator, carry
+from .node import Array, Node, Operator
+from .outcome import Unsupported
+from .stored import dense, tensor
 
 
 def concat(node: Node) -> Array:
@@ -41,6 +42,15 @@ def slice_(node: Node) -> Array:
 
 def gather(node: Node) -> Array:
     return np.asarray(np.take(node[0], node[1], axis=node.attributes["axis"]))
+
+
+def scatter(node: Node) -> Array:
+    """What is called ScatterElements from opset 11 on, with fewer options."""
+    y, indices, updates, axis = node[0].copy(), node[1], node[2], node.attributes["axis"]
+    where = list(np.indices(indices.shape))
+    where[axis] = indices
+    y[tuple(where)] = updates
+    return y
 
 
 def transpose(node: Node) -> Array:
@@ -134,39 +144,23 @@ def size(node: Node) -> Array:
 def constant(node: Node) -> Array:
     ((name, value),) = node.attributes.items()
     if name == "value":
-        return tensor(value)
+        return node.constant(tensor(value))
     if name == "sparse_value":
-        return dense(value)
-    if name.startswith("value_float"):
-        return np.array(value, np.float64)
-    return np.array(value, np.int64 if name.startswith("value_int") else object)
+        return node.constant(dense(value))
+    if name.startswith("value_string"):
+        raise Unsupported("it holds strings")
+    return node.constant(np.array(value, np.float32 if name.startswith("value_float") else np.int64))
 
 
 def constant_of_shape(node: Node) -> Array:
-    value = tensor(node.attributes["value"]) if "value" in node.attributes else np.zeros(1)
-    return np.full(node[0].astype(np.int64), value.item(), value.dtype)
+    value = tensor(node.attributes["value"]) if "value" in node.attributes else np.zeros(1, np.float32)
+    return node.constant(np.full(node[0].astype(np.int64), value.item(), value.dtype))
 
 
 def range_(node: Node) -> Array:
     start, limit, delta = (node[i].item() for i in range(3))
     count = max(math.ceil((limit - start) / delta), 0)
     return np.asarray(start + np.arange(count) * delta, node[0].dtype)
-
-
-def tensor(proto: TensorProto) -> Array:
-    """The values of a stored tensor, as they are carried."""
-    return carry(numpy_helper.to_array(proto))
-
-
-def dense(proto: SparseTensorProto) -> Array:
-    """The values of a stored sparse tensor; indices are linear, or one row of coordinates per value."""
-    values, indices = tensor(proto.values), tensor(proto.indices)
-    result = np.zeros(list(proto.dims), values.dtype)
-    if indices.ndim == 1:
-        result.reshape(-1)[indices] = values
-    else:
-        result[tuple(indices.T)] = values
-    return result
 
 
 OPERATORS: dict[str, Operator] = {
@@ -180,6 +174,7 @@ OPERATORS: dict[str, Operator] = {
     "Pad": pad,
     "Range": range_,
     "Reshape": reshape,
+    "Scatter": scatter,
     "Shape": shape,
     "Size": size,
     "Slice": slice_,

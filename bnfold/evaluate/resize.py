@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .node import Array, Node, Operator, along
+from .outcome import Unsupported
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def upsample(node: Node) -> Array:
         if node.attributes["mode"] == "nearest":
             x = _take(x, axis, np.floor(at))
         else:
-            x = _blend(x, axis, _weights(axis, at, _triangle, reach=1))
+            x = _blend(x, axis, _weights(axis, at, triangle, reach=1))
     return x
 
 
@@ -123,7 +124,7 @@ def _coordinates(mode: str, axis: Axis) -> Array:
             if axis.out == 1:
                 return np.full(1, 0.5 * (start + end) * (axis.size - 1))
             return (start + i * (end - start) / (axis.out - 1)) * (axis.size - 1)
-    raise NotImplementedError(f"Resize with coordinate_transformation_mode {mode}")
+    raise Unsupported(f"Resize with coordinate_transformation_mode {mode}")
 
 
 def _nearest(node: Node, axis: Axis, at: Array) -> Array:
@@ -138,13 +139,13 @@ def _nearest(node: Node, axis: Axis, at: Array) -> Array:
     return rounding[node.attributes["nearest_mode"]](at)
 
 
-def _interpolation(node: Node, axis: Axis, at: Array) -> Array:
+def _interpolation(node: Node, axis: Axis, at: Array) -> tuple[Array, Array]:
     antialias = bool(node.attributes.get("antialias", 0))
     exclude = bool(node.attributes.get("exclude_outside", 0))
     if node.attributes["mode"] == "linear":
-        return _weights(axis, at, _triangle, 1, antialias, exclude)
+        return _weights(axis, at, triangle, 1, antialias, exclude)
     a = node.attributes["cubic_coeff_a"]
-    return _weights(axis, at, lambda t: _cubic(t, a), 2, antialias, exclude)
+    return _weights(axis, at, lambda t: cubic(t, a), 2, antialias, exclude)
 
 
 def _weights(
@@ -154,29 +155,28 @@ def _weights(
     reach: int,
     antialias: bool = False,
     exclude: bool = False,
-) -> Array:
-    """The matrix [out, size] that interpolates with a kernel that is 0 beyond `reach`.
+) -> tuple[Array, Array]:
+    """Where each output value looks and with which weights, both [out, taps]; the kernel is 0 beyond `reach`.
 
     Antialiasing widens the kernel by the factor of downsampling. Positions beyond the ends hold the
     value at the end, or do not take part (`exclude`).
     """
     narrow = min(axis.scale, 1.0) if antialias else 1.0
-    margin = math.ceil(reach / narrow) + 1
-    positions = np.arange(-margin, axis.size + margin)
-    at = np.clip(at, -1, axis.size)  # further out nothing but extrapolation is ever asked for
-    wide = kernel((positions - at[:, np.newaxis]) * narrow)
-    matrix = wide[:, margin:-margin].copy()
-    if not exclude:
-        matrix[:, 0] += wide[:, :margin].sum(axis=1)
-        matrix[:, -1] += wide[:, -margin:].sum(axis=1)
-    return np.asarray(matrix / matrix.sum(axis=1, keepdims=True))
+    wide = math.ceil(reach / narrow)
+    at = np.clip(at, -1, axis.size)[:, np.newaxis]  # further out nothing but extrapolation is ever asked for
+    positions = np.floor(at).astype(np.int64) + np.arange(1 - wide, wide + 1)
+    weights = kernel((positions - at) * narrow)
+    inside = np.clip(positions, 0, axis.size - 1)
+    if exclude:
+        weights = np.where(positions == inside, weights, 0)
+    return inside, weights / weights.sum(axis=1, keepdims=True)
 
 
-def _triangle(t: Array) -> Array:
+def triangle(t: Array) -> Array:
     return np.asarray(np.maximum(1 - np.abs(t), 0))
 
 
-def _cubic(t: Array, a: float) -> Array:
+def cubic(t: Array, a: float) -> Array:
     t = np.abs(t)
     near = ((a + 2) * t - (a + 3)) * t**2 + 1
     far = ((t - 5) * t + 8) * t * a - 4 * a
@@ -187,8 +187,15 @@ def _take(x: Array, axis: Axis, positions: Array) -> Array:
     return np.take(x, np.clip(positions, 0, axis.size - 1).astype(np.int64), axis=axis.index)
 
 
-def _blend(x: Array, axis: Axis, weights: Array) -> Array:
-    return np.moveaxis(np.tensordot(x, weights, axes=(axis.index, 1)), -1, axis.index)
+def _blend(x: Array, axis: Axis, looks: tuple[Array, Array]) -> Array:
+    """The sum over the taps of what is there, weighted."""
+    y: Array | None = None
+    for positions, weights in zip(looks[0].T, looks[1].T, strict=True):
+        seen = np.take(x, positions, axis=axis.index)
+        seen *= along(weights, axis.index, x.ndim)
+        y = seen if y is None else np.add(y, seen, out=y)
+    assert y is not None
+    return y
 
 
 OPERATORS: dict[str, Operator] = {

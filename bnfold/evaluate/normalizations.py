@@ -8,12 +8,19 @@ from typing import Any
 import numpy as np
 
 from .node import Array, Node, Operator, along, is_float
+from .windows import blocks
+
+PART = 1 << 15
+"""Elements that several passes go over while they are in the cache: 256 KB."""
 
 
 def batch_normalization(node: Node) -> tuple[Array, ...]:
     """In training mode also the running and, up to opset 13, the saved statistics."""
     x, scale, bias, mean, var = (node[i] for i in range(5))
     spatial = bool(node.attributes.get("spatial", 1))
+    channels = x.shape[1] if x.ndim > 1 else 1
+    if any(len(parameter) != channels for parameter in (scale, bias, mean, var)):
+        raise ValueError(f"its parameters are not for {channels} channels")
 
     def shaped(parameter: Array) -> Array:
         if spatial or parameter.ndim == 1:
@@ -21,17 +28,28 @@ def batch_normalization(node: Node) -> tuple[Array, ...]:
         return parameter[np.newaxis]  # spatial=0: one parameter per channel and position
 
     if not _is_training(node):
-        return (_standardize(x, shaped(mean), shaped(var), node) * shaped(scale) + shaped(bias),)
+        return (_affine(x, shaped(scale), shaped(bias), shaped(mean), shaped(var), node),)
     axes = (0, *range(2, x.ndim)) if spatial else (0,)
-    batch_mean, batch_var = x.mean(axis=axes), x.var(axis=axes)
+    batch_mean, batch_var = x.mean(axis=axes, keepdims=True), x.var(axis=axes, keepdims=True)
     old, new = node.attributes["momentum"], 1 - node.attributes["momentum"]
     running = (
         old * mean + new * batch_mean.reshape(mean.shape),
         old * var + new * batch_var.reshape(var.shape),
     )
-    y = _standardize(x, x.mean(axis=axes, keepdims=True), x.var(axis=axes, keepdims=True), node)
-    saved = (batch_mean, batch_var) if node.opset < 14 else ()
-    return (y * shaped(scale) + shaped(bias), *running, *saved)
+    y = _affine(x, shaped(scale), shaped(bias), batch_mean, batch_var, node)
+    saved = (batch_mean.squeeze(axes), batch_var.squeeze(axes)) if node.opset < 14 else ()
+    return (y, *running, *saved)
+
+
+def _affine(x: Array, scale: Array, bias: Array, mean: Array, var: Array, node: Node) -> Array:
+    """scale·(x - mean)/√(var + ε) + bias as one product and one sum, part by part."""
+    s = scale / np.sqrt(var + node.attributes["epsilon"])
+    factor, shift = (np.broadcast_to(p, x.shape) for p in (s, bias - s * mean))
+    y = np.empty(x.shape)
+    for part in blocks(x.shape, PART):
+        np.multiply(x[part], factor[part], out=y[part])
+        y[part] += shift[part]
+    return y
 
 
 def _is_training(node: Node) -> bool:
@@ -79,16 +97,31 @@ def rms_normalization(node: Node) -> Array:
     return np.asarray(x / np.sqrt(square + node.attributes["epsilon"]) * node[1])
 
 
-def log_softmax(node: Node) -> Array:
-    x, axis = node[0], node.attributes["axis"]
-    # Up to opset 12 all axes from `axis` on count as one.
-    axes = tuple(range(axis % x.ndim, x.ndim)) if node.opset < 13 else (axis,)
-    shifted = x - x.max(axis=axes, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=axes, keepdims=True)))
+def mean_variance_normalization(node: Node) -> Array:
+    x, axes = node[0], tuple(node.attributes["axes"])
+    spread = x.std(axis=axes, keepdims=True) + 1e-9  # by the definition of its opset
+    return np.asarray((x - x.mean(axis=axes, keepdims=True)) / spread)
 
 
 def softmax(node: Node) -> Array:
-    return np.asarray(np.exp(log_softmax(node)))
+    shifted, axes = _shifted(node)
+    y = np.exp(shifted, out=shifted)
+    y /= y.sum(axis=axes, keepdims=True)
+    return y
+
+
+def log_softmax(node: Node) -> Array:
+    shifted, axes = _shifted(node)
+    shifted -= np.log(np.exp(shifted).sum(axis=axes, keepdims=True))
+    return shifted
+
+
+def _shifted(node: Node) -> tuple[Array, tuple[int, ...]]:
+    """The data less their largest value, fresh, and the axes of the sum."""
+    x, axis = node[0], node.attributes["axis"]
+    # Up to opset 12 all axes from `axis` on count as one.
+    axes = tuple(range(axis % x.ndim, x.ndim)) if node.opset < 13 else (axis,)
+    return np.asarray(x - x.max(axis=axes, keepdims=True)), axes
 
 
 def reduction(function: Callable[..., Any]) -> Operator:
@@ -139,6 +172,7 @@ OPERATORS: dict[str, Operator] = {
     "InstanceNormalization": instance_normalization,
     "LayerNormalization": layer_normalization,
     "LogSoftmax": log_softmax,
+    "MeanVarianceNormalization": mean_variance_normalization,
     "RMSNormalization": rms_normalization,
     "ReduceMax": reduction(_max),
     "ReduceMean": reduction(np.mean),

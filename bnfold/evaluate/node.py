@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import GraphProto
+
+from .block import Block
 
 Array = npt.NDArray[Any]
+Datum = Array | list[Array]
+"""A tensor, or a sequence of tensors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,9 +24,10 @@ class Node:
         op_type: The operator.
         opset: The version of its domain that the model imports.
         inputs: The values; None where an optional input is absent.
-        attributes: As given, completed with the defaults of the operator's schema; graphs stay protos.
+        attributes: As given, completed with the defaults of the operator's schema; graphs are blocks.
         outputs: The declared names; "" where an optional output is absent.
         run: Evaluates an inner graph on the values of its inputs, in the scope of this node.
+        constant: Carries a constant that the node holds, changed if a change was asked for.
     """
 
     op_type: str
@@ -31,7 +35,8 @@ class Node:
     inputs: Sequence[Array | None]
     attributes: Mapping[str, Any]
     outputs: Sequence[str]
-    run: Callable[[GraphProto, Sequence[Array]], list[Array]]
+    run: Callable[[Block, Sequence[Array]], list[Array]]
+    constant: Callable[[Array], Array]
 
     def __getitem__(self, index: int) -> Array:
         """The input at `index`, which must be there."""

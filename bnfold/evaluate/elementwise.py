@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from .node import Array, Node, Operator, along, carry, is_float
+from .outcome import Random, Unsupported
 
 
 def operands(node: Node) -> tuple[Array, Array]:
@@ -51,8 +53,21 @@ def power(a: Array, b: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    e = np.exp(-np.abs(x))
-    return np.asarray(np.where(x < 0, e, 1.0) / (1 + e))
+    e = np.exp(-x)
+    e += 1
+    return np.asarray(np.reciprocal(e, out=e))  # where e is infinite, the result is 0
+
+
+def gelu(node: Node) -> Array:
+    x = node[0]
+    if node.attributes["approximate"] == "tanh":
+        return np.asarray(x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+    return np.asarray(x * 0.5 * _each(math.erfc, -x / math.sqrt(2)))
+
+
+def _each(function: Callable[[float], float], x: Array) -> Array:
+    """Value by value: NumPy has no error function."""
+    return np.fromiter(map(function, x.ravel()), np.float64, x.size).reshape(x.shape)
 
 
 def sum_(node: Node) -> Array:
@@ -70,7 +85,7 @@ def prelu(node: Node) -> Array:
 
 
 def leaky_relu(node: Node) -> Array:
-    return np.where(node[0] < 0, node.attributes["alpha"] * node[0], node[0])
+    return np.asarray(np.maximum(node[0], 0) + node.attributes["alpha"] * np.minimum(node[0], 0))
 
 
 def elu(node: Node) -> Array:
@@ -99,7 +114,7 @@ def dropout(node: Node) -> tuple[Array, Array]:
         ratio, training = node.optional(1), node.optional(2)
         random = bool(training is not None and training.any() and (ratio is None or ratio.any()))
     if random:
-        raise NotImplementedError("Dropout in training mode is random")
+        raise Random("its result is random in training mode")
     return node[0], np.ones(node[0].shape, bool if node.opset >= 10 else np.float64)
 
 
@@ -133,7 +148,7 @@ def quantize_linear(node: Node) -> Array:
     code = node.attributes.get("output_dtype", 0) or TensorProto.UINT8
     dtype = helper.tensor_dtype_to_np_dtype(code) if zero is None else zero.dtype
     if dtype.kind not in "iu":
-        raise NotImplementedError(f"QuantizeLinear to {dtype}")
+        raise Unsupported(f"QuantizeLinear to {dtype}")
     steps = np.rint(x / _spread(node, scale)) + (0 if zero is None else _spread(node, zero))
     return np.clip(steps, np.iinfo(dtype).min, np.iinfo(dtype).max).astype(dtype)
 
@@ -167,11 +182,13 @@ OPERATORS: dict[str, Operator] = {
     "Dropout": dropout,
     "Elu": elu,
     "Equal": binary(np.equal),
+    "Erf": unary(lambda x: _each(math.erf, x)),
     "Exp": unary(np.exp),
+    "Gelu": gelu,
     "Greater": binary(np.greater),
     "HardSigmoid": hard_sigmoid,
     "HardSwish": unary(lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
-    "Identity": unary(lambda x: x),
+    "Identity": lambda node: node[0],
     "LeakyRelu": leaky_relu,
     "Less": binary(np.less),
     "Log": unary(np.log),

@@ -1,0 +1,90 @@
+"""GridSample, which looks into data wherever a grid says, and AffineGrid, which makes such a grid."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from .node import Array, Node, Operator
+from .resize import cubic, triangle
+
+CUBIC = -0.75
+"""The coefficient of GridSample's cubic kernel."""
+
+Taps = list[tuple[Array, Array]]
+"""Along one axis: positions, and the weights of what is there."""
+
+
+def grid_sample(node: Node) -> Array:
+    """X [N, C, sizes...], grid [N, out..., axes] with coordinates from -1 to 1, the last axis first."""
+    x, grid = node[0], node[1]
+    if grid.shape[-1] != x.ndim - 2 or grid.shape[0] != x.shape[0]:
+        raise ValueError(f"a grid of shape {grid.shape} does not fit data of shape {x.shape}")
+    axes = [_taps(node, size, grid[..., -1 - i]) for i, size in enumerate(x.shape[2:])]
+    y = np.zeros((*x.shape[:2], *grid.shape[1:-1]))
+    for sample, data in enumerate(x):
+        for combination in itertools.product(*axes):
+            at = tuple(positions[sample] for positions, _ in combination)
+            weight = np.prod([weights[sample] for _, weights in combination], axis=0)
+            y[sample] += data[:, *at] * weight
+    return y
+
+
+def _taps(node: Node, size: int, coordinates: Array) -> Taps:
+    """Where coordinates look along an axis, within the data, and with which weights."""
+    aligned = bool(node.attributes["align_corners"])
+    at = (coordinates + 1) / 2 * (size - 1) if aligned else ((coordinates + 1) * size - 1) / 2
+    padding = node.attributes["padding_mode"]
+    ends = (0.0, size - 1.0) if aligned else (-0.5, size - 0.5)
+    mode = node.attributes["mode"].removeprefix("bi")
+    if padding == "border" and mode != "cubic":
+        at = np.clip(at, 0, size - 1)
+    elif padding == "reflection" and mode != "cubic":
+        at = _reflected(at, ends)
+    at = np.where(np.isfinite(at), at, -(2.0**31))  # far outside
+    if mode == "nearest":
+        positions, weights = [np.rint(at)], [np.ones(at.shape)]
+    else:
+        reach = 2 if mode == "cubic" else 1
+        positions = [np.floor(at) + step for step in range(1 - reach, reach + 1)]
+        weights = [cubic(p - at, CUBIC) if mode == "cubic" else triangle(p - at) for p in positions]
+    taps = []
+    for position, weight in zip(positions, weights, strict=True):
+        position = _reflected(position, ends) if padding == "reflection" else position
+        inside = np.clip(position, 0, size - 1)
+        weight = np.where(position == inside, weight, 0) if padding == "zeros" else weight
+        taps.append((inside.astype(np.int64), weight))
+    return taps
+
+
+def _reflected(at: Array, ends: tuple[float, float]) -> Array:
+    """Positions thrown back and forth between two ends until they lie between them."""
+    low, high = ends
+    span = high - low
+    if span == 0:
+        return np.zeros(at.shape)
+    turned = np.mod(at - low, 2 * span)
+    return np.asarray(low + np.minimum(turned, 2 * span - turned))
+
+
+def affine_grid(node: Node) -> Array:
+    """theta [N, axes, axes + 1] and a size (N, C, spatial...): a grid [N, spatial..., axes]."""
+    theta, sizes = node[0], [int(n) for n in node[1][2:]]
+    aligned = bool(node.attributes["align_corners"])
+    lines: Sequence[Array] = [_line(size, aligned) for size in sizes]
+    points = np.stack([*np.meshgrid(*lines, indexing="ij")][::-1], axis=-1)
+    homogeneous = np.concatenate([points, np.ones((*sizes, 1))], axis=-1).reshape(-1, len(sizes) + 1)
+    return np.asarray(homogeneous @ theta.swapaxes(1, 2)).reshape(len(theta), *sizes, len(sizes))
+
+
+def _line(size: int, aligned: bool) -> Array:
+    """Coordinates from -1 to 1: of the values themselves, or of the middles of as many cells."""
+    return np.linspace(-1, 1, size) if aligned else (np.arange(size) * 2 + 1) / size - 1
+
+
+OPERATORS: dict[str, Operator] = {
+    "AffineGrid": affine_grid,
+    "GridSample": grid_sample,
+}
