@@ -61,10 +61,10 @@ class Affine:
         if scale is None or shift is None:
             # Full arrays: spreading one number over them costs more than they do.
             channels = (scale or shift or _ONE).shape
-            scale = scale or DoubleDouble(np.ones(channels), np.zeros(channels))
-            shift = shift or DoubleDouble(np.zeros(channels), np.zeros(channels))
+            scale = scale or DoubleDouble.full(channels, 1.0)
+            shift = shift or DoubleDouble.full(channels, 0.0)
         if axis is None or (_is_uniform(scale) and _is_uniform(shift)):
-            return cls(_first(scale), _first(shift), None)
+            return cls(scale.first(), shift.first(), None)
         shape = scale.shape or shift.shape
         return cls(scale.broadcast_to(shape), shift.broadcast_to(shape), axis)
 
@@ -145,16 +145,13 @@ class Affine:
         if self.axis is None:
             return self
         index = np.asarray(index, np.int64)
-        return Affine.of(self.scale[index], self.shift[index], self.axis)
+        return Affine.of(self.scale.take(index), self.shift.take(index), self.axis)
 
     def placed(self, index: NDArray[np.int64], channels: int) -> Affine:
         """Channel i goes to channel index[i] of `channels`, and the others stay as they are."""
         spread = self.spread(len(index), self.axis or 0)
-        scale, shift = np.ones((2, channels)), np.zeros((2, channels))
-        scale[1] = 0.0
-        scale[:, index] = spread.scale.hi, spread.scale.lo
-        shift[:, index] = spread.shift.hi, spread.shift.lo
-        return Affine.of(DoubleDouble(*scale), DoubleDouble(*shift), self.axis or 0)
+        scale = spread.scale.placed(index, channels, 1.0)
+        return Affine.of(scale, spread.shift.placed(index, channels, 0.0), self.axis or 0)
 
     def split(self, sizes: Sequence[int]) -> list[Affine]:
         """One affine per part of the axis."""
@@ -199,7 +196,3 @@ def identity() -> Affine:
 
 def _is_uniform(numbers: DoubleDouble) -> bool:
     return not numbers.shape or numbers.is_uniform()
-
-
-def _first(numbers: DoubleDouble) -> DoubleDouble:
-    return numbers[(0,) * len(numbers.shape)]

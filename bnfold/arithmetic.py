@@ -200,7 +200,7 @@ def _pad(op: Op, affine: Affine, image: Affine) -> Move:
         Reason.PADDING,
         f"Pad {op.name!r} fills in {float(number.hi):.6g}, which would be another number for each channel",
     )
-    new = images[(0,) * len(images.shape)]
+    new = images.first()
     if new.same(number):
         return Move()
     if op.opset < 11:
@@ -208,8 +208,7 @@ def _pad(op: Op, affine: Affine, image: Affine) -> Move:
         exact = op.facts.dtype(op.node.outputs[0]) != np.float64 or new.equals(float(single))
         need(exact, Reason.DTYPE, f"Pad {op.name!r} has a float32 attribute for {float(new.hi):.6g}")
         return Move(attributes={"value": ir.AttrFloat32("value", float(single))})
-    first = (0,) * len(image.scale.shape)
-    return Move({2: Elementwise(image.scale[first], image.shift[first])})
+    return Move({2: Elementwise(image.scale.first(), image.shift.first())})
 
 
 def _pull_pad(op: Op, k: int, affine: Affine) -> Answer:

@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from .affine import Elementwise
 from .double_double import BFLOAT16, F64, SPLITTABLE, DoubleDouble, narrow
+from .formulas import Formula, combined
 from .report import Declined, Reason
 
 FLOATS = frozenset(np.dtype(t) for t in (np.float16, BFLOAT16, np.float32, np.float64))
@@ -25,6 +26,7 @@ _Numbers = TypeVar("_Numbers", NDArray[Any], DoubleDouble)
 _TINY = float(np.finfo(np.float16).tiny)
 # A float64 product of the weight and the leading half of its scale is within 2**-51 of the exact one.
 _DOWN, _UP = 1.0 - 2.0**-51, 1.0 + 2.0**-51
+_NOTHING: Formula = ("number", 0.0)
 _BLOCK = 1 << 16  # elements per step: the float64 intermediates stay in the cache
 
 
@@ -36,16 +38,35 @@ class Constant:
         base: The stored numbers (a view of the file where possible).
         scale: Factors that broadcast with `base`; None is 1.
         shift: Summands that broadcast with it; None is 0.
+        stored: What the base is in the original model, see `formulas`; None if nobody can tell.
     """
 
     base: NDArray[Any]
     scale: DoubleDouble | None = None
     shift: DoubleDouble | None = None
+    stored: Formula | None = None
+
+    @classmethod
+    def nothing(cls, dtype: DTypeLike) -> Constant:
+        """The 0 that an absent input counts as."""
+        return cls(np.zeros((), dtype), stored=_NOTHING)
 
     @classmethod
     def exactly(cls, numbers: DoubleDouble, dtype: DTypeLike) -> Constant:
         """Numbers that are stored nowhere yet."""
-        return cls(np.zeros((), dtype), None, numbers)
+        return cls(np.zeros((), dtype), None, numbers, _NOTHING)
+
+    @property
+    def formula(self) -> Formula | None:
+        """How its numbers, before rounding, come from those of the original model."""
+        formula = self.stored
+        if self.scale is None and self.shift is None:
+            return formula
+        if self.shift is not None and formula is _NOTHING:
+            return self.shift.formula
+        if self.scale is not None:
+            formula = combined("mul", (formula, self.scale.formula))
+        return formula if self.shift is None else combined("add", (formula, self.shift.formula))
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -63,6 +84,14 @@ class Constant:
         self.__dict__["_shape"] = shape
         return shape
 
+    def line(self, axis: int | None) -> DoubleDouble:
+        """Its numbers before rounding along one axis, or just one, at the start of all other axes."""
+        at = tuple(slice(None) if k == axis else 0 for k in range(len(self.shape)))
+        scale, shift = (p and p.broadcast_to(self.shape)[at] for p in (self.scale, self.shift))
+        numbers = Constant(np.broadcast_to(self.base, self.shape)[at], scale, shift).exact()
+        formula = self.formula
+        return DoubleDouble(numbers.hi, numbers.lo, formula and ("line", formula, axis))
+
     def reshape(self, *shape: int) -> Constant:
         """The same numbers in another shape."""
         return Constant.exactly(self.exact().broadcast_to(self.shape).reshape(*shape), self.dtype)
@@ -75,13 +104,13 @@ class Constant:
             shift = None if shift is None else change.scale * shift
         if change.shift is not None:
             shift = change.shift if shift is None else shift + change.shift
-        return Constant(self.base, scale, shift)
+        return Constant(self.base, scale, shift, self.stored)
 
     def exact(self) -> DoubleDouble:
         """Its numbers before rounding."""
         if self._is_zero and self.shift is not None:
             return self.shift
-        numbers = DoubleDouble.of(self.base)
+        numbers = DoubleDouble.of(self.base, self.stored)
         if self.scale is not None:
             numbers = numbers * self.scale
         if self.shift is not None:
@@ -90,7 +119,7 @@ class Constant:
 
     @property
     def _is_zero(self) -> bool:
-        """Whether nothing is stored: what an absent input counts as."""
+        """Whether there is nothing but the shift."""
         return self.base.ndim == 0 and not self.base
 
     @np.errstate(all="ignore")  # underflow is a correct rounding; the rest was checked

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from .formulas import Formula, combined
 
 F64 = NDArray[np.float64]
 
@@ -32,46 +35,66 @@ class DoubleDouble:
     Attributes:
         hi: The value rounded to float64.
         lo: What that rounding dropped, rounded to float64.
+        formula: How the numbers come from those of the original model, see `formulas`; None if nobody
+            can tell. What the operators make knows it from their operands.
     """
 
     hi: F64
     lo: F64
+    formula: Formula | None = None
 
     @classmethod
-    def of(cls, value: ArrayLike) -> DoubleDouble:
-        """The numbers of any floating or integer array below 2**53, exactly."""
+    def of(cls, value: ArrayLike, formula: Formula | None = None) -> DoubleDouble:
+        """The numbers of any floating or integer array below 2**53, exactly.
+
+        Args:
+            value: The array. A number of Python's stands for itself, it needs no formula.
+            formula: What the array is.
+        """
+        if type(value) in (float, int):
+            formula = ("number", value)
         hi = np.asarray(value).astype(np.float64)
-        return cls(hi, np.zeros(hi.shape))
+        return cls(hi, np.zeros(hi.shape), formula)
+
+    @classmethod
+    def full(cls, shape: tuple[int, ...], value: float) -> DoubleDouble:
+        """One float64 everywhere."""
+        return _full(shape, value)
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.hi.shape
 
+    def known_as(self, formula: Formula | None) -> DoubleDouble:
+        """The same numbers under another formula."""
+        return DoubleDouble(self.hi, self.lo, formula)
+
     def __neg__(self) -> DoubleDouble:
-        return DoubleDouble(-self.hi, -self.lo)
+        return DoubleDouble(-self.hi, -self.lo, self._with("neg"))
 
     def __add__(self, other: DoubleDouble) -> DoubleDouble:
         # Both halves are added error-free: the sloppier sum loses everything under cancellation.
         s, e = _two_sum(self.hi, other.hi)
         t, f = _two_sum(self.lo, other.lo)
         s, e = _quick_two_sum(s, e + t)
-        return DoubleDouble(*_quick_two_sum(s, e + f))
+        return DoubleDouble(*_quick_two_sum(s, e + f), self._and("add", other))
 
     def __sub__(self, other: DoubleDouble) -> DoubleDouble:
         return self + -other
 
     def __mul__(self, other: DoubleDouble) -> DoubleDouble:
         p, e = _two_prod(self.hi, other.hi)
-        return DoubleDouble(*_quick_two_sum(p, e + (self.hi * other.lo + self.lo * other.hi)))
+        hi, lo = _quick_two_sum(p, e + (self.hi * other.lo + self.lo * other.hi))
+        return DoubleDouble(hi, lo, self._and("mul", other))
 
     def __truediv__(self, other: DoubleDouble) -> DoubleDouble:
         q = self.hi / other.hi
         p, e = _two_prod(q, other.hi)
         rest = ((self.hi - p) - e) + (self.lo - q * other.lo)
-        return DoubleDouble(*_quick_two_sum(q, rest / other.hi))
+        return DoubleDouble(*_quick_two_sum(q, rest / other.hi), self._and("div", other))
 
     def sqrt(self) -> DoubleDouble:
-        """Square root of positive numbers, by one Newton step from the float64 root."""
+        """Square root of positive numbers, by one Newton step from the float64 root; it has no formula."""
         root = np.sqrt(self.hi)
         p, e = _two_prod(root, root)
         rest = ((self.hi - p) - e) + self.lo
@@ -85,33 +108,66 @@ class DoubleDouble:
             half = n // 2
             paired = total[..., :half] + total[..., half : 2 * half]
             total = _join([paired, total[..., 2 * half :]], -1) if n % 2 else paired
-        return total[..., 0] if total.shape[-1] else DoubleDouble.of(np.zeros(total.shape[:-1]))
+        total = total[..., 0] if total.shape[-1] else DoubleDouble.of(np.zeros(total.shape[:-1]))
+        return DoubleDouble(total.hi, total.lo, self._with("sum", axis))
 
     # What only moves numbers around works on the two halves alike.
 
     def __getitem__(self, index: Any) -> DoubleDouble:
-        return self._each(lambda a: a[index])
+        """As numpy's, without a formula: for parts that are put together again."""
+        return DoubleDouble(self.hi[index], self.lo[index])
+
+    def row(self, i: int, formula: Formula | None) -> DoubleDouble:
+        """Row i, which is known as something else than a part of all rows."""
+        return DoubleDouble(self.hi[i], self.lo[i], formula)
+
+    def first(self) -> DoubleDouble:
+        """The first number, as a scalar."""
+        index = (0,) * self.hi.ndim
+        return DoubleDouble(self.hi[index], self.lo[index], self._with("line", None)) if index else self
+
+    def take(self, index: NDArray[np.int64]) -> DoubleDouble:
+        """The numbers of a vector at these places, counted from 0."""
+        return self._each(lambda a: a[index], "take", tuple(index.tolist()))
+
+    def placed(self, index: NDArray[np.int64], n: int, rest: float) -> DoubleDouble:
+        """The numbers of a vector at these places of a vector of n, which is `rest` elsewhere."""
+        origin = np.full(n, len(self.hi))
+        origin[index] = np.arange(len(self.hi))
+        return concatenate([self, DoubleDouble.full((1,), rest)]).take(origin)
 
     def reshape(self, *shape: int) -> DoubleDouble:
         """As numpy's."""
-        return self._each(lambda a: a.reshape(shape))
+        return self._each(lambda a: a.reshape(shape), "reshape", shape)
 
     def broadcast_to(self, shape: Sequence[int]) -> DoubleDouble:
         """As numpy's."""
-        if self.hi.shape == tuple(shape):
+        shape = tuple(shape)
+        if self.hi.shape == shape:
             return self
-        return self._each(lambda a: np.broadcast_to(a, shape))
+        return self._each(lambda a: np.broadcast_to(a, shape), "broadcast", shape)
+
+    def moveaxis(self, source: int, target: int) -> DoubleDouble:
+        """As numpy's."""
+        return self._each(lambda a: np.moveaxis(a, source, target), "moveaxis", source, target)
 
     def repeat(self, n: int) -> DoubleDouble:
-        """Each number n times in a row."""
-        return self._each(lambda a: np.repeat(a, n))
+        """Each number of a vector n times in a row."""
+        return self.reshape(-1, 1).broadcast_to((*self.shape, n)).reshape(-1)
 
     def tile(self, n: int) -> DoubleDouble:
-        """The whole array n times in a row."""
-        return self._each(lambda a: np.tile(a, n))
+        """The whole vector n times in a row."""
+        return self.broadcast_to((n, *self.shape)).reshape(-1)
 
-    def _each(self, f: Callable[[F64], F64]) -> DoubleDouble:
-        return DoubleDouble(f(self.hi), f(self.lo))
+    def _each(self, f: Callable[[F64], F64], operation: str, *rest: Any) -> DoubleDouble:
+        return DoubleDouble(f(self.hi), f(self.lo), self._with(operation, *rest))
+
+    def _with(self, operation: str, *rest: Any) -> Formula | None:
+        return None if self.formula is None else (operation, self.formula, *rest)
+
+    def _and(self, operation: str, other: DoubleDouble) -> Formula | None:
+        a, b = self.formula, other.formula
+        return None if a is None or b is None else (operation, a, b)
 
     # Questions, answered exactly.
 
@@ -158,6 +214,12 @@ class DoubleDouble:
             return np.where(np.isfinite(grid), (self.lo + grid) - grid, 0.0)
 
 
+@lru_cache(maxsize=16)  # an affine without a shift has zeros for it, and there are many
+def _full(shape: tuple[int, ...], value: float) -> DoubleDouble:
+    formula = ("broadcast", ("number", value), shape)
+    return DoubleDouble(np.full(shape, value), np.zeros(shape), formula)
+
+
 def narrow(a: F64, dtype: DTypeLike) -> NDArray[Any]:
     """float64 rounded once to a floating dtype; what is over its range becomes infinite."""
     with np.errstate(over="ignore"):
@@ -167,14 +229,10 @@ def narrow(a: F64, dtype: DTypeLike) -> NDArray[Any]:
         return a.astype(dtype)
 
 
-def stack(parts: Sequence[DoubleDouble]) -> DoubleDouble:
-    """Parts of one shape along a new first axis."""
-    return DoubleDouble(np.array([p.hi for p in parts]), np.array([p.lo for p in parts]))
-
-
 def concatenate(parts: Sequence[DoubleDouble]) -> DoubleDouble:
     """One-dimensional parts behind each other."""
-    return _join(parts, 0)
+    joined = _join(parts, 0)
+    return DoubleDouble(joined.hi, joined.lo, combined("concat", (p.formula for p in parts)))
 
 
 def _join(parts: Sequence[DoubleDouble], axis: int) -> DoubleDouble:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from . import chains
 from .affine import Affine
 from .constants import FLOATS, Constant
-from .nodes import NodeView, label
+from .nodes import NodeView, first_output, label
 from .report import Declined, Reason
 from .shapes import (
     ARITHMETIC,
@@ -42,6 +42,7 @@ class Facts:
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self._constants: dict[ir.Value, Constant | Declined | None] = {}
+        self.made: dict[ir.Value, Constant] = {}  # by folds; some were replaced since
         self._inferred: dict[ir.Value, Inferred] | None = None
         self.normalizations: dict[tuple[object, ...], Affine] = {}  # computed together, see `sources`
         self._noted: dict[ir.Value, tuple[np.dtype[Any] | None, tuple[Dim, ...]]] = {}
@@ -51,6 +52,8 @@ class Facts:
         )
         self.scopes = tuple(scopes(model))
         self._scopes = {scope.graph: scope for scope in self.scopes}
+        # Folds rename values, but reports and formulas speak of the original.
+        self._origins = {n: (scope.path, first_output(n)) for scope in self.scopes for n in scope.graph}
         # A local function of the default domain takes the place of the operator of its name.
         self._replaced = {name for domain, name, _ in model.functions if domain in ("", "ai.onnx")}
         self._arguments = {value for f in model.functions.values() for value in f.graph.inputs}
@@ -75,7 +78,7 @@ class Facts:
 
     def remember(self, value: ir.Value, constant: Constant) -> None:
         """Take note of a constant that a fold made."""
-        self._constants[value] = constant
+        self._constants[value] = self.made[value] = constant
 
     def is_argument(self, value: ir.Value) -> bool:
         """Whether the value is a parameter of a local function."""
@@ -117,7 +120,10 @@ class Facts:
             return Declined(Reason.OVERRIDABLE, f"{value.name!r} is an initializer and an input")
         if value.const_value.dtype == ir.DataType.STRING:
             return None
-        return Constant(value.const_value.numpy())
+        assert value.graph is not None
+        return Constant(
+            value.const_value.numpy(), stored=("constant", self._scopes[value.graph].path, value.name)
+        )
 
     def _computed(self, node: ir.Node) -> Constant | Declined | None:
         """The result of a node of known inputs."""
@@ -139,7 +145,8 @@ class Facts:
         if node.op_type == "DequantizeLinear":
             return Declined(Reason.QUANTIZED, f"{node.outputs[0].name!r} is dequantized by {label(node)!r}")
         try:
-            return Constant(chains.evaluate(self.view(node), inputs))
+            computed = chains.evaluate(self.view(node), inputs)
+            return Constant(computed, stored=("constant", *self.origin(node)))
         except Declined as declined:
             return declined
 
@@ -276,6 +283,10 @@ class Facts:
         return None
 
     # Nodes
+
+    def origin(self, node: ir.Node) -> tuple[str, str]:
+        """Where the node is in the original: the path of its graph, and the name of its first output."""
+        return self._origins.get(node) or (self.scope(node).path, first_output(node))
 
     def is_standard(self, node: ir.Node) -> bool:
         """Whether the node is an operator of ONNX itself."""

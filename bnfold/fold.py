@@ -126,8 +126,7 @@ class _Folder:
         self.facts = Facts(model)
         self.names = Names(self.facts)
         # What a nameless node is called changes when its output is renamed; reports speak of the original.
-        nodes = [node for scope in self.facts.scopes for node in scope.graph]
-        self.labels = {node: (label(node), _first_output(node)) for node in nodes}
+        self.labels = {node: label(node) for scope in self.facts.scopes for node in scope.graph}
         self.decisions: dict[ir.Node, Decision] = {}  # by the first node of the run
         # What folds put in or left of a merged run, and under which node their decision is filed.
         self.created: dict[ir.Node, ir.Node] = {}
@@ -148,6 +147,7 @@ class _Folder:
             Counts(before[0], affines, before[1]),
             Counts(after[0], left, after[1]),
             changed,
+            {v.name or "": made.formula for v, made in self.facts.made.items() if _is_there(v)},
         )
 
     def _walk(self) -> tuple[bool, int]:
@@ -214,7 +214,7 @@ class _Folder:
             graph=scope.path,
             nodes=tuple(name for names, _ in runs.values() for name in names),
             op_types=tuple(kind for _, kinds in runs.values() for kind in kinds),
-            value=self.labels[last][1] if last in self.labels else _first_output(last),
+            value=self.facts.origin(last)[1],
             channels=None if site.affine is None else site.affine.channels,
             outcome=outcome,
             **fate,
@@ -222,11 +222,12 @@ class _Folder:
         return first
 
     def _label(self, node: ir.Node) -> str:
-        return self.labels[node][0] if node in self.labels else label(node)
+        return self.labels.get(node) or label(node)
 
 
-def _first_output(node: ir.Node) -> str:
-    return (node.outputs[0].name if node.outputs else None) or ""
+def _is_there(constant: ir.Value) -> bool:
+    node = constant.producer()
+    return constant.is_initializer() if node is None else node.graph is not None
 
 
 def _precision(facts: Facts, plan: Plan) -> str:

@@ -21,6 +21,11 @@ def label(node: ir.Node) -> str:
     return node.name or next((o.name for o in node.outputs if o.name), None) or node.op_type
 
 
+def first_output(node: ir.Node) -> str:
+    """The name of the node's first output; "" if it has none."""
+    return (node.outputs[0].name if node.outputs else None) or ""
+
+
 def is_used(value: ir.Value) -> bool:
     """Whether anything reads the value or it is a graph output."""
     return bool(value.uses()) or value.is_graph_output()

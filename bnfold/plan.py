@@ -333,8 +333,8 @@ def _absent(facts: Facts, node: ir.Node, change: Affine | Elementwise) -> Consta
     for value in node.inputs:
         constant = None if value is None else facts.constant(value)
         if constant is not None and constant.dtype in FLOATS:
-            return Constant(np.zeros((), constant.dtype))
-    return Constant(np.zeros((), _need_float(facts, node.outputs[0])))
+            return Constant.nothing(constant.dtype)
+    return Constant.nothing(_need_float(facts, node.outputs[0]))
 
 
 def _need_float(facts: Facts, value: ir.Value) -> np.dtype[np.floating]:
@@ -349,7 +349,7 @@ def _term(facts: Facts, op_type: str, value: ir.Value, affine: Affine) -> Term:
     """The Mul by the scale, or the Add of the shift, of an affine of `value`."""
     numbers = affine.scale if op_type == "Mul" else affine.shift
     if numbers.is_uniform():
-        numbers, axis = numbers[(0,) * len(numbers.shape)], None
+        numbers, axis = numbers.first(), None
     else:
         axis = affine.axis
         rank = facts.rank(value)

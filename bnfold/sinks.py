@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from .affine import Affine, Elementwise
@@ -56,8 +55,7 @@ def _size(op: Op, i: int, axis: int) -> int:
 
 def _weighted_sum(weights: DoubleDouble, shift: DoubleDouble, keep: int) -> DoubleDouble:
     """Σ over all axes but one of weights · shift, where shift broadcasts to the weights."""
-    terms = weights * shift
-    rows = DoubleDouble(np.moveaxis(terms.hi, keep, 0), np.moveaxis(terms.lo, keep, 0))
+    rows = (weights * shift).moveaxis(keep, 0)
     return rows.reshape(rows.shape[0], -1).sum(1)
 
 
@@ -82,14 +80,20 @@ def _push_conv(op: Op, inputs: tuple[int, ...], affine: Affine) -> Answer:
     if groups == 1:
         s, t = (v.reshape(1, -1, *(1,) * (rank - 2)) for v in (affine.scale, affine.shift))
     else:
-        i = np.arange(outputs)[:, None] // (outputs // groups) * per_group + np.arange(per_group)
-        s, t = (v[i].reshape(*i.shape, *(1,) * (rank - 2)) for v in (affine.scale, affine.shift))
+        s, t = (_in_rows(v, groups, outputs // groups, rank) for v in (affine.scale, affine.shift))
     weight = Elementwise(s) if affine.has_scale else Elementwise()
     if not affine.has_shift:
         return Move({1: weight})
     need(not _is_padded(op), Reason.PADDING, f"Conv {op.name!r} pads with zeros")
     bias = _weighted_sum(op.need_constant(1).exact(), t, 0)
     return Move({1: weight, 2: Affine(_ONE.broadcast_to((outputs,)), bias, 0)})
+
+
+def _in_rows(numbers: DoubleDouble, groups: int, rows: int, rank: int) -> DoubleDouble:
+    """One number per channel as factors of grouped weights: each of a group's `rows` sees its channels."""
+    n = numbers.shape[0] // groups
+    spread = numbers.reshape(groups, 1, n).broadcast_to((groups, rows, n))
+    return spread.reshape(groups * rows, n, *(1,) * (rank - 2))
 
 
 def _is_padded(op: Op) -> bool:
@@ -125,8 +129,7 @@ def _pull_conv_transpose(op: Op, k: int, affine: Affine) -> Answer:
     out = _spread(op, affine, per_group * groups, 0)
     if groups == 1:
         return Move({1: out.scaling().at(1), 2: out})
-    o = np.arange(channels)[:, None] // (channels // groups) * per_group + np.arange(per_group)
-    scale = out.scale[o].reshape(*o.shape, *(1,) * (op.need_rank(1) - 2))
+    scale = _in_rows(out.scale, groups, channels // groups, op.need_rank(1))
     return Move({1: Elementwise(scale) if out.has_scale else Elementwise(), 2: out})
 
 
@@ -147,8 +150,7 @@ def _push_conv_transpose(op: Op, inputs: tuple[int, ...], affine: Affine) -> Ans
     rank = len(weights.shape)
     t = affine.shift.reshape(groups, -1, *(1,) * (rank - 1))
     grouped = weights.reshape(groups, channels // groups, *weights.shape[1:])
-    terms = grouped * t  # [g, I/g, O/g, k]
-    rows = DoubleDouble(np.moveaxis(terms.hi, 2, 1), np.moveaxis(terms.lo, 2, 1))
+    rows = (grouped * t).moveaxis(2, 1)  # from [g, I/g, O/g, k]
     bias = rows.reshape(groups * per_group, -1).sum(1)
     return Move({1: affine.scaling(), 2: Affine(_ONE.broadcast_to(bias.shape), bias, 0)})
 
@@ -318,7 +320,7 @@ def _pull_layer_norm(op: Op, k: int, affine: Affine) -> Answer:
     # A bias that is absent, or broadcast to the scale, gets the shape of the scale.
     shape = [op.need_dim(1, a) for a in range(rank)]
     change = scaled.elementwise(rank)
-    grown = DoubleDouble.of(np.zeros(shape)) if change.shift is None else change.shift.broadcast_to(shape)
+    grown = (change.shift or DoubleDouble.of(0.0)).broadcast_to(shape)
     return Move({1: scaled.scaling(), 2: Elementwise(change.scale, grown)})
 
 

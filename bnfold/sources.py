@@ -6,7 +6,7 @@ by outputs (https://onnx.ai/onnx/operators/onnx__BatchNormalization.html).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from .affine import Affine
 from .constants import FLOATS, Constant
-from .double_double import DoubleDouble, stack
+from .double_double import DoubleDouble
 from .errors import InputError
 from .facts import Facts, Op
+from .formulas import Formula
 from .nodes import label, well_formed
 from .report import Declined, Reason
 from .shapes import size_of
@@ -114,9 +115,10 @@ def batchnorm(op: Op) -> Affine:
     known = op.facts.normalizations.get(_identity(op.node))
     if known is not None:
         return known
-    numbers = _parameters(op)
-    scale, bias, mean, var = (numbers[i] for i in range(4))
-    affine = Affine.of(*_scale_and_shift(scale, bias, mean, _deviation(op, var)), 1)
+    scale, bias, mean, var = _parameters(op)
+    numbers = _scale_and_shift(scale, bias, mean, _deviation(op, var))
+    slope, offset = _formulas(op, [p.formula for p in (scale, bias, mean)])
+    affine = Affine.of(numbers[0].known_as(slope), numbers[1].known_as(offset), 1)
     if affine.axis is None and scale.shape[0] > 1:
         _need_channels(op, scale.shape[0])  # a number for all channels: no weight will miss the right length
     return affine
@@ -134,7 +136,7 @@ def _compute_alike(facts: Facts, nodes: Iterable[ir.Node]) -> None:
     An operation of numpy costs about the same for one row as for a hundred. Only what is in good order
     takes part: the rest is left to `batchnorm`, which says what is wrong.
     """
-    alike: dict[tuple[float, int], list[tuple[ir.Node, NDArray[np.float64]]]] = {}
+    alike: dict[tuple[float, int], list[tuple[Op, NDArray[np.float64]]]] = {}
     for node in nodes:
         if node.op_type == "BatchNormalization" and facts.is_standard(node) and len(node.inputs) == 5:
             try:
@@ -145,7 +147,7 @@ def _compute_alike(facts: Facts, nodes: Iterable[ir.Node]) -> None:
             except (Declined, AttributeError, TypeError, ValueError):
                 continue
             if numbers is not None:
-                alike.setdefault((epsilon, numbers.shape[1]), []).append((node, numbers))
+                alike.setdefault((epsilon, numbers.shape[1]), []).append((op, numbers))
     for (epsilon, _), group in alike.items():
         if len(group) < 2:
             continue
@@ -153,10 +155,13 @@ def _compute_alike(facts: Facts, nodes: Iterable[ir.Node]) -> None:
         raised = _raised(rows[:, 3], epsilon)
         s, t = _scale_and_shift(rows[:, 0], rows[:, 1], rows[:, 2], raised.sqrt())
         sound = np.isfinite(rows.hi).all(axis=(1, 2)) & (raised.hi > 0.0).all(axis=1)
-        for i in np.flatnonzero(sound):
-            affine = Affine.of(s[i], t[i], 1)
+        for i in np.flatnonzero(sound).tolist():
+            op, _ = group[i]
+            formulas = [c.formula for c in map(op.constant, (1, 2, 3)) if c is not None]
+            slope, offset = _formulas(op, formulas)
+            affine = Affine.of(s.row(i, slope), t.row(i, offset), 1)
             if affine.axis is not None:
-                facts.normalizations[_identity(group[i][0])] = affine
+                facts.normalizations[_identity(op.node)] = affine
 
 
 def _epsilon(op: Op) -> float:
@@ -188,7 +193,7 @@ def _need_channels(op: Op, channels: int) -> None:
 
 def deviation(op: Op) -> DoubleDouble:
     """√(var + ε) of a BatchNormalization, shape (C,)."""
-    return _deviation(op, _parameters(op)[3])
+    return _deviation(op, _parameters(op)[3]).known_as(_deviation_formula(op))
 
 
 def _deviation(op: Op, var: DoubleDouble) -> DoubleDouble:
@@ -213,8 +218,25 @@ def _scale_and_shift(
     return s, bias - s * mean
 
 
-def _parameters(op: Op) -> DoubleDouble:
-    """Scale, bias, mean and variance of a BatchNormalization, shape (4, C)."""
+# What the fold says of its numbers is said apart from how it computes them, so that a certificate can
+# find an error in the latter.
+
+
+def _formulas(op: Op, parameters: Sequence[Formula | None]) -> tuple[Formula | None, Formula | None]:
+    """What scale and shift of a BatchNormalization are, from what its scale, bias and mean are."""
+    scale, bias, mean = parameters
+    if scale is None or bias is None or mean is None:
+        return None, None
+    slope = ("div", scale, _deviation_formula(op))
+    return slope, ("add", bias, ("neg", ("mul", slope, mean)))
+
+
+def _deviation_formula(op: Op) -> Formula:
+    return ("deviation", *op.facts.origin(op.node))  # no fold changes var or ε
+
+
+def _parameters(op: Op) -> list[DoubleDouble]:
+    """Scale, bias, mean and variance of a BatchNormalization, each of shape (C,)."""
     constants = [op.need_constant(i, Reason.RUNTIME_PARAMETERS) for i in (1, 2, 3, 4)]
     shapes = [constant.shape for constant in constants]
     data = op.need_input(0)
@@ -226,10 +248,10 @@ def _parameters(op: Op) -> DoubleDouble:
             f"{op.need_input(odd + 1).name!r} has shape {list(shapes[odd])}, but {data.name!r} has "
             f"{usual[0] if len(usual) == 1 else 'other'} channels; the model is invalid, export it again"
         )
-    numbers = stack([constant.exact() for constant in constants])
-    if not numbers.is_finite():
-        wrong = int(np.argmin(np.isfinite(numbers.hi).all(axis=1)))
-        raise Declined(Reason.NOT_FINITE, f"{op.need_input(wrong + 1).name!r} of {op.name!r}")
+    numbers = [constant.exact() for constant in constants]
+    for i, exact in enumerate(numbers, 1):
+        if not exact.is_finite():
+            raise Declined(Reason.NOT_FINITE, f"{op.need_input(i).name!r} of {op.name!r}")
     return numbers
 
 
@@ -280,10 +302,8 @@ def _along_one_axis(op: Op, i: int, constant: Constant) -> tuple[DoubleDouble, i
     varying = [k for k, n in enumerate(base.shape) if n != 1]
     if len(varying) > 1 or not base.size:
         raise Declined(Reason.NOT_PER_CHANNEL, f"{name!r} of shape {list(shape)} varies along several axes")
-    numbers = _finite(DoubleDouble.of(base) if len(axes) > 1 else constant.exact(), name)
-    if not varying:
-        return numbers.reshape(), None
-    return numbers.reshape(-1), offset + varying[0]
+    axis = varying[0] if varying else None
+    return _finite(constant.line(axis), name), None if axis is None else offset + axis
 
 
 def _finite(numbers: DoubleDouble, name: str | None) -> DoubleDouble:

@@ -10,21 +10,25 @@ with names and metadata as an exporter writes them, and with all shapes, as the 
 from __future__ import annotations
 
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import pytest
-from evaluator import evaluate
 from graphs import folded, inputs, model, same
 from onnx import numpy_helper
 
 from bnfold import fold
+from bnfold.certificate import certify
+from bnfold.evaluate import EvaluationError, evaluate
 from bnfold.report import Decision, FoldReport, Outcome, Reason
+from bnfold.verification import Certificate, Verdict
 
 Array = npt.NDArray[Any]
 
@@ -135,6 +139,7 @@ def prove(before: onnx.ModelProto, **options: Any) -> tuple[onnx.ModelProto, Fol
     _assert_invisible(carried, after, **options)
     _assert_tidy(before, after)
     _assert_true_to(report, before, after, inlined=bool(options.get("inline_functions")))
+    _assert_certified(before, after, report, inlined=bool(options.get("inline_functions")))
     return after, report
 
 
@@ -204,7 +209,7 @@ def as_checked(proto: onnx.ModelProto, feeds: Mapping[str, Array] | None = None)
     try:
         stated = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         results = evaluate(proto, feeds or inputs(proto))
-    except (onnx.shape_inference.InferenceError, NotImplementedError, ValueError):
+    except (onnx.shape_inference.InferenceError, EvaluationError):
         return proto  # not valid, and nothing will be folded
     arrays = {**(feeds or {}), **results}
     for value in (*stated.graph.input, *stated.graph.output):
@@ -304,6 +309,30 @@ def _assert_true_to(
     assert report.before.batchnorms == sum(d.batchnorms for d in report.decisions)
     kept = sum(d.batchnorms for d in report.kept)
     assert kept <= report.after.batchnorms <= kept + sum(d.outcome is MERGED for d in report.decisions)
+
+
+def certified(before: onnx.ModelProto, after: onnx.ModelProto, report: FoldReport) -> Certificate:
+    """The certificate of a fold, taken as always from files."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = Path(folder, "before.onnx"), Path(folder, "after.onnx")
+        for path, proto in zip(paths, (before, after), strict=True):
+            path.write_bytes(proto.SerializeToString())
+        return certify(*paths, report.formulas)
+
+
+def _assert_certified(
+    before: onnx.ModelProto, after: onnx.ModelProto, report: FoldReport, *, inlined: bool
+) -> None:
+    """Every constant that the fold made is the correctly rounded exact value."""
+    certificate = certified(before, after, report)
+    if not report.formulas:
+        assert certificate.verdict is Verdict.UNDECIDED
+    elif inlined:  # what was inside of a function is not called so any more
+        assert certificate.verdict is not Verdict.FAIL, certificate.message
+    else:
+        assert certificate.verdict is Verdict.PASS, certificate.message
+        assert certificate.parameters == certificate.correctly_rounded == len(report.formulas)
+        assert certificate.worst_ulp <= 0.5
 
 
 def initializer(proto: onnx.ModelProto, name: str) -> Array:

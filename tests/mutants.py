@@ -38,6 +38,11 @@ TESTS = {
     "sinks": [*_LAW, "test_fold_corners"],
     "plan": [*_FOLDS, "test_constants"],
     "edit": _FOLDS,
+    "formulas": ["test_recompute"],
+    "enclosures": ["test_enclosures"],
+    "tensors": ["test_tensors"],
+    "recompute": ["test_recompute"],
+    "certificate": ["test_certificate"],
 }
 """Where the faults of each module ought to be noticed."""
 SECONDS = 180
@@ -122,7 +127,7 @@ MUTANTS = [
     M("constants", "a scale forgets the shift before it",
       "shift = None if shift is None else change.scale * shift", "shift = shift"),
     M("double_double", "float64 is enough",
-      "return DoubleDouble(*_quick_two_sum(q, rest / other.hi))", "return DoubleDouble(q, np.zeros_like(q))"),
+      "DoubleDouble(*_quick_two_sum(q, rest / other.hi), ", "DoubleDouble(q, np.zeros_like(q), "),
     M("double_double", "rounded twice",
       "return narrow(_to_odd(nearest, (hi - nearest) + lo), dtype)", "return narrow(nearest, dtype)"),
     M("carriers", "Transpose the other way round",
@@ -171,9 +176,8 @@ MUTANTS = [
     M("sinks", "a padded Conv takes a shift",
       "need(not _is_padded(op), Reason.PADDING", "need(True, Reason.PADDING"),
     M("sinks", "SAME pads nothing", "* stride + reach > size", "* stride + reach > size + reach"),
-    M("sinks", "groups of Conv are mixed", "// (outputs // groups) * per_group", "// groups * per_group"),
-    M("sinks", "groups of ConvTranspose are mixed",
-      "// (channels // groups) * per_group", "// groups * per_group"),
+    M("sinks", "groups are mixed", "reshape(groups, 1, n).broadcast_to((groups, rows, n))",
+      "reshape(1, groups, n).broadcast_to((rows, groups, n))"),
     M("sinks", "pads cut off nothing of ConvTranspose", "all(p >= r for", "all(p >= r - 1 for"),
     M("sinks", "alpha is ignored", 'DoubleDouble.of(op.real("alpha", 1.0))', "_ONE"),
     M("sinks", "beta is ignored",
@@ -204,6 +208,23 @@ MUTANTS = [
     M("edit", "legacy Add without its attributes", '[ir.AttrInt64("broadcast", 1)]', "[]"),
     M("edit", "a removed run forgets its Identity",
       "elif data.producer() is None or data.is_graph_output()", "elif data.is_graph_output()"),
+    M("formulas", "an operand is taken for a detail", '"mul": 2', '"mul": 1'),
+    M("enclosures", "a product drops nothing", "_GROW + _TINY, 0.0) + dropped", "_GROW + _TINY, 0.0)"),
+    M("enclosures", "the ends of the range are trusted",
+      "safe &= _in_range(q, self.hi) & _in_range(p, self.hi)", "pass"),
+    M("enclosures", "a root is bounded from below only",
+      "Fraction(low + 1, 1 << scale)", "Fraction(low, 1 << scale)"),
+    M("tensors", "every epsilon is the usual one", "float(found[0].f) if found else _EPSILON", "_EPSILON"),
+    M("tensors", "all is cast to float32", "return np.zeros(0, dtype)", "return np.zeros(0, np.float32)"),
+    M("recompute", "a sum runs along another axis", "strides.pop(axis)", "strides.pop(0)"),
+    M("recompute", "what is broadcast goes on", "[0 if n == 1 else stride for", "[stride for"),
+    M("certificate", "one unit is near enough in float64", "sure = off <= 0.5 - slack", "sure = off <= 1.0"),
+    M("certificate", "units below a power of two are as large in float64",
+      "| (off <= 0.25 - slack)", "| True"),
+    M("certificate", "units below a power of two are as large",
+      "np.where(inward & self._is_power(v), 0.25 * ulp, 0.5 * ulp)", "0.5 * ulp"),
+    M("certificate", "ties go to odd", '& 1 == 0', '& 1 == 1'),
+    M("certificate", "what has no account passes", "lost |= {name", "{name"),
 ]
 # fmt: on
 
@@ -220,7 +241,7 @@ def survives(mutant: Mutant) -> bool:
 
 
 def _copy_into(folder: Path) -> None:
-    for part in ("bnfold", "tests"):
+    for part in ("bnfold", "tests", "fixtures"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
 

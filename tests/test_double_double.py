@@ -25,7 +25,8 @@ def exact(x: DoubleDouble) -> Fraction:
 def nearest(value: Fraction, dtype: Any) -> float:
     """The correctly rounded value by brute force: the closest of the candidates around it."""
     a = np.asarray(float(value)).astype(dtype)
-    around = [a, np.nextafter(a, np.asarray(np.inf, dtype)), np.nextafter(a, np.asarray(-np.inf, dtype))]
+    with np.errstate(over="ignore"):  # beside the largest number is infinity
+        around = [a, np.nextafter(a, np.asarray(np.inf, dtype)), np.nextafter(a, np.asarray(-np.inf, dtype))]
     finite = [c for c in around if np.isfinite(c)]
     unsigned = np.dtype(f"u{np.dtype(dtype).itemsize}")
     return float(min(finite, key=lambda c: (abs(Fraction(float(c)) - value), int(c.view(unsigned)) & 1)))
