@@ -20,16 +20,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    pass
-
 Array = NDArray[Any]
 Message = tuple[dict[str, Any], dict[str, Array]]  # header and arrays
+
+CPU = "CPUExecutionProvider"
 
 
 class Unrunnable(Exception):
@@ -42,23 +41,34 @@ class Lost(Unrunnable):
 
 @dataclass(frozen=True)
 class Signature:
-    """The names by which an opened model is fed and answers, in its own order."""
+    """The names by which an opened model is fed and answers, in its own order.
+
+    Attributes:
+        inputs: All that may be fed.
+        outputs: Those that `Session.run` returns.
+        left_out: Type, in onnxruntime's words, of the outputs that it does not: no tensors, or of
+            elements that numpy has no type for.
+    """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    left_out: Mapping[str, str]
 
 
 class Session:
-    """One model at a time, open in onnxruntime with its optimizations disabled, in a child process.
+    """One model at a time, open in onnxruntime, in a child process.
 
     The process starts with the first model and is replaced after a crash. Use it in a `with`.
 
     Args:
         timeout: Seconds that any single answer may take.
+        provider: The execution provider, by onnxruntime's name for it. What it has no kernel for runs
+            on the CPU.
     """
 
-    def __init__(self, timeout: float = 300.0) -> None:
+    def __init__(self, timeout: float = 300.0, provider: str = CPU) -> None:
         self._timeout = timeout
+        self._provider = provider
         self._process: subprocess.Popen[bytes] | None = None
         self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         # Importing onnxruntime leaves a file of its telemetry in the temporary folder: let it have one.
@@ -82,6 +92,7 @@ class Session:
         *,
         initializers: Iterable[tuple[str, Array]] = (),
         folder: Path | None = None,
+        optimized: bool = False,
     ) -> Signature:
         """Load a model in place of the one that is open.
 
@@ -90,8 +101,11 @@ class Session:
             initializers: Values to use instead of those stored for these names of the main graph;
                 taken one at a time, so they need not be in memory together.
             folder: Where the external data of a serialized model lie.
+            optimized: Whether onnxruntime rewrites the graph as it does by default. If not, all its
+                optimizations are disabled.
 
         Raises:
+            InputError: The execution provider is unknown, or it cannot be used on this machine.
             Unrunnable: onnxruntime refuses the model.
             Lost: The process crashed or gave no answer in time.
         """
@@ -99,20 +113,28 @@ class Session:
             self._start()
         for name, value in initializers:
             self._ask({"do": "initializer"}, {name: value})
-        request = {"do": "open", "folder": str(folder.resolve()) if folder else None}
+        request = {
+            "do": "open",
+            "folder": str(folder.resolve()) if folder else None,
+            "optimized": optimized,
+            "provider": self._provider,
+        }
         if isinstance(model, bytes):
             reply, _ = self._ask(request, {"model": np.frombuffer(model, np.uint8)})
         else:
             reply, _ = self._ask(request | {"path": str(model.resolve())}, {})
-        return Signature(tuple(reply["inputs"]), tuple(reply["outputs"]))
+        return Signature(tuple(reply["inputs"]), tuple(reply["outputs"]), reply["left_out"])
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs by name.
+        """The outputs by name, those of `Signature.left_out` aside.
 
         Raises:
-            Unrunnable: The model fails on these feeds, or an output is not a tensor of numbers.
+            Unrunnable: The model fails on these feeds.
             Lost: The process crashed or gave no answer in time.
         """
+        for name, value in feeds.items():
+            if value.dtype.kind == "V":  # bfloat16 and smaller: numpy has them from ml_dtypes alone
+                raise Unrunnable(f"input '{name}': onnxruntime takes no array of {value.dtype.name}")
         return self._ask({"do": "run"}, feeds)[1]
 
     def _start(self) -> None:
@@ -152,6 +174,10 @@ class Session:
         with self._watched() as (requests, replies):
             _send(requests, request, arrays)
             reply, results = _receive(replies)
+        if "provider" in reply:
+            from .errors import InputError  # not above: the child runs this file outside of its package
+
+            raise InputError(reply["provider"])
         if "error" in reply:
             raise Unrunnable(reply["error"])
         return reply, results
@@ -237,6 +263,14 @@ def _one_line(text: str) -> str:
 
 # The child
 
+# The types that numpy has too, as onnxruntime spells them.
+_NUMBERS = ("float", "double", "float16", "bool", *(f"{s}int{n}" for s in ("", "u") for n in (8, 16, 32, 64)))
+_TENSORS = {f"tensor({name})" for name in _NUMBERS}
+
+
+class _NoProvider(Exception):
+    """The execution provider cannot be had; a sentence for the user."""
+
 
 class _Runtime:
     """The other end of the pipes: holds the one open model."""
@@ -246,6 +280,7 @@ class _Runtime:
 
         self._onnxruntime = onnxruntime
         self._session: Any = None
+        self._outputs: list[str] = []
         # onnxruntime does not own the values that it is given: they live as long as the session.
         self._values: dict[str, Any] = {}
         self._pending: dict[str, Any] = {}
@@ -264,8 +299,42 @@ class _Runtime:
     def _open(self, request: dict[str, Any], model: Array | None) -> dict[str, Any]:
         self._session = None  # free the model before, so that there is never more than one
         self._values, self._pending = self._pending, {}
+        self._need_known(request["provider"])
+        options = self._options(request)
+        for name, value in self._values.items():
+            options.add_initializer(name, value)
+        source = request["path"] if model is None else model.tobytes()
+        providers = list(dict.fromkeys([request["provider"], CPU]))
+        session = self._onnxruntime.InferenceSession(source, options, providers=providers)
+        if request["provider"] not in session.get_providers():
+            # Listed, but its libraries or its device are missing: onnxruntime then takes the CPU alone.
+            raise _NoProvider(
+                f"the execution provider '{request['provider']}' could not be started by onnxruntime "
+                f"{self._onnxruntime.__version__}; check its driver and libraries, or use '{CPU}'"
+            )
+        self._session = session
+        types = {o.name: o.type for o in session.get_outputs()}
+        self._outputs = [name for name, kind in types.items() if kind in _TENSORS]
+        return {
+            "inputs": [i.name for i in session.get_inputs()],
+            "outputs": self._outputs,
+            "left_out": {name: kind for name, kind in types.items() if kind not in _TENSORS},
+        }
+
+    def _need_known(self, provider: str) -> None:
+        available = self._onnxruntime.get_available_providers()
+        if provider not in available:
+            raise _NoProvider(
+                f"the execution provider '{provider}' is not available in onnxruntime "
+                f"{self._onnxruntime.__version__}, which has {', '.join(available)}; name one of these, or "
+                "install the onnxruntime package that has it"
+            )
+
+    def _options(self, request: dict[str, Any]) -> Any:
         options = self._onnxruntime.SessionOptions()
-        options.graph_optimization_level = self._onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        levels = self._onnxruntime.GraphOptimizationLevel
+        if not request["optimized"]:  # else as onnxruntime has it
+            options.graph_optimization_level = levels.ORT_DISABLE_ALL
         options.intra_op_num_threads = 2  # a fixed number: sums are split by it
         options.inter_op_num_threads = 1
         options.use_deterministic_compute = True
@@ -274,25 +343,14 @@ class _Runtime:
         if request["folder"] is not None:
             entry = "session.model_external_initializers_file_folder_path"
             options.add_session_config_entry(entry, request["folder"])
-        for name, value in self._values.items():
-            options.add_initializer(name, value)
-        source = request["path"] if model is None else model.tobytes()
-        providers = ["CPUExecutionProvider"]
-        self._session = self._onnxruntime.InferenceSession(source, options, providers=providers)
-        return {
-            "inputs": [i.name for i in self._session.get_inputs()],
-            "outputs": [o.name for o in self._session.get_outputs()],
-        }
+        return options
 
     def _run(self, feeds: dict[str, Array]) -> dict[str, Array]:
         if self._session is None:
             raise ValueError("no model is open")
-        names = [o.name for o in self._session.get_outputs()]
-        outputs = dict(zip(names, self._session.run(names, feeds), strict=True))
-        for name, value in outputs.items():
-            if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
-                raise ValueError(f"output '{name}' is not a tensor of numbers")
-        return outputs
+        if not self._outputs:  # to onnxruntime an empty list means all
+            raise ValueError("none of its outputs is a tensor of numbers")
+        return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
 
 
 def _serve() -> None:
@@ -309,6 +367,8 @@ def _serve() -> None:
         try:
             runtime = runtime or _Runtime()
             reply, results = runtime.answer(request, arrays)
+        except _NoProvider as error:
+            reply, results = {"provider": str(error)}, {}
         except Exception as error:  # onnxruntime's errors have no base of their own; all go to the parent
             reply, results = {"error": _one_line(str(error) or type(error).__name__)}, {}
         _send(replies, reply, results)
