@@ -11,23 +11,34 @@ from typing import TYPE_CHECKING
 from .errors import BnfoldError, InputError, NotEquivalent, OutputError, Undecided
 from .report import (
     BatchNormFacts,
-    CheckReport,
     Counts,
     Decision,
     FoldReport,
     InspectReport,
     OptimizeReport,
     Outcome,
-    OutputCheck,
     Reason,
-    Verdict,
     as_dict,
+)
+from .verification import (
+    AlgebraReport,
+    Certificate,
+    Difference,
+    Limit,
+    Metrics,
+    OutputCheck,
+    RuntimeCheck,
+    RuntimeReport,
+    TensorCheck,
+    Verdict,
+    VerifyReport,
 )
 
 if TYPE_CHECKING:
     from .fold import FoldPass, fold
     from .model import load, save
     from .optimize import inspect, optimize
+    from .verify import verify
 
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022  # sorted by use: functions, types, errors
@@ -35,6 +46,7 @@ __all__ = [  # noqa: RUF022  # sorted by use: functions, types, errors
     "fold",
     "inspect",
     "optimize",
+    "verify",
     "save",
     "as_dict",
     "FoldPass",
@@ -46,9 +58,17 @@ __all__ = [  # noqa: RUF022  # sorted by use: functions, types, errors
     "Reason",
     "Counts",
     "BatchNormFacts",
-    "CheckReport",
-    "OutputCheck",
+    "VerifyReport",
     "Verdict",
+    "Limit",
+    "Difference",
+    "AlgebraReport",
+    "OutputCheck",
+    "TensorCheck",
+    "Metrics",
+    "RuntimeReport",
+    "RuntimeCheck",
+    "Certificate",
     "BnfoldError",
     "InputError",
     "OutputError",
@@ -61,6 +81,7 @@ _HOMES = {  # of what is imported late
     "fold": "fold",
     "inspect": "optimize",
     "optimize": "optimize",
+    "verify": "verify",
     "save": "model",
     "FoldPass": "fold",
 }

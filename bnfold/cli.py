@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,13 +22,15 @@ import bnfold
 from .later import postpone
 
 if TYPE_CHECKING:
-    from .render.text import Page
+    from .render.page import Page
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 STREAM = "-"
 INTERRUPTED, READER_GONE = 130, 141  # as a shell reports SIGINT and SIGPIPE
 INTERNAL_ERROR = 4
+_VERDICTS = {bnfold.Verdict.PASS: 0, bnfold.Verdict.FAIL: 1, bnfold.Verdict.UNDECIDED: 3}
+_PATIENCE = 1.0  # seconds before work counts as long
 
 _EPILOG = """\
 \b
@@ -76,6 +79,34 @@ class _Codes(click.Choice[str]):
 
     def normalize_choice(self, choice: object, ctx: click.Context | None) -> str:
         return str(choice).upper()
+
+
+class _Bound(click.ParamType[tuple[str, float]]):
+    """VALUE for all outputs, or NAME:VALUE for one."""
+
+    name = "[NAME:]VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        name, _, number = value.rpartition(":")
+        try:
+            bound = float(number)
+        except ValueError:
+            self.fail(f"'{number}' is no number", param, ctx)
+        if not bound >= 0:
+            self.fail(f"{number} is no distance", param, ctx)
+        return name, bound
+
+
+class _Size(click.ParamType[tuple[str, int]]):
+    """NAME=SIZE."""
+
+    name = "NAME=SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        name, _, size = value.rpartition("=")
+        if not name or not size.isdecimal() or not int(size):
+            self.fail(f"'{value}' is not NAME=SIZE with a positive size", param, ctx)
+        return name, int(size)
 
 
 def _source(command: Command) -> Command:
@@ -130,7 +161,15 @@ def main(ctx: click.Context) -> None:
 )
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @click.option("--dry-run", is_flag=True, help="Fold and verify, but write nothing.")
-@click.option("--verify/--no-verify", default=True, help="Run both and compare.  [default: verify]")
+@click.option(
+    "--verify",
+    type=click.Choice(["full", "fast", "none"]),
+    default="fast",
+    show_default=True,
+    help="Compare with the original in float64 and recompute all folded constants (fast), and run both in "
+    "onnxruntime (full).",
+)
+@click.option("--no-verify", "verify", flag_value="none", help="The same as --verify none.")
 @click.option("-q", "--quiet", is_flag=True, help="No report.")
 @_how
 def optimize(
@@ -147,7 +186,8 @@ def optimize(
         raise click.UsageError("the model would go to the terminal; redirect it, or name a file with -o")
     with _interrupts_later():
         work = bnfold.optimize
-    report = work(source, target, dry_run=dry_run, **how)
+    with _progress("Verifying") as progress:
+        report = work(source, target, dry_run=dry_run, progress=progress, **how)
     if as_json:
         from .render import as_json as render
 
@@ -180,6 +220,93 @@ def inspect(source: str, as_json: bool, verbose: int, **how: Any) -> None:
 
 
 @main.command()
+@click.argument("reference", metavar="REFERENCE", type=click.Path())
+@click.argument("candidate", metavar="CANDIDATE", type=click.Path())
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0, min_open=True),
+    default=4.0,
+    show_default=True,
+    help="How many times the reference's own rounding noise an error may be.",
+)
+@click.option(
+    "--rtol", multiple=True, type=_Bound(), help="Judge outputs by a relative limit instead; one, or all."
+)
+@click.option(
+    "--atol", multiple=True, type=_Bound(), help="Judge outputs by an absolute limit instead; one, or all."
+)
+@click.option(
+    "--inputs",
+    type=click.Path(),
+    help="What to feed: .npz, .npy, a folder of them, or ONNX test data.  [default: drawn at random]",
+)
+@click.option(
+    "--shape", "sizes", multiple=True, type=_Size(), help="Size of a free dimension; INPUT[AXIS] if nameless."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all random draws.")
+@click.option("--outputs-only", is_flag=True, help="Equal names of inner tensors need not mean equal values.")
+@click.option("--no-runtime", is_flag=True, help="Do not ask onnxruntime.")
+@click.option("--provider", default="CPUExecutionProvider", show_default=True, help="Of onnxruntime.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="Seconds that onnxruntime may take for one load or run.",
+)
+@click.option("-v", "--verbose", count=True, help="Report every tensor; -vv: tracebacks as well.")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No report; the exit code tells.")
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    /,
+    reference: str,
+    candidate: str,
+    rtol: tuple[tuple[str, float], ...],
+    atol: tuple[tuple[str, float], ...],
+    sizes: tuple[tuple[str, int], ...],
+    outputs_only: bool,
+    no_runtime: bool,
+    verbose: int,
+    as_json: bool,
+    quiet: bool,
+    **how: Any,
+) -> None:
+    """Prove that CANDIDATE is the same function as REFERENCE, or find where it is not.
+
+    Both are run in float64 and compared at every tensor that they name alike; then in onnxruntime.
+    """
+    with _interrupts_later():
+        work = bnfold.verify
+    relative, absolute = dict(rtol), dict(atol)
+    limits = {
+        name: bnfold.Limit(*(given.get(name, given.get("", 0.0)) for given in (relative, absolute)))
+        for name in relative | absolute
+    }
+    with _progress("Verifying") as progress:
+        report = work(
+            reference,
+            candidate,
+            limits=limits,
+            sizes=dict(sizes),
+            by_name=not outputs_only,
+            runtime=not no_runtime,
+            progress=progress,
+            **how,
+        )
+    if as_json:
+        from .render import as_json as render
+
+        _print(render(report))
+    elif not quiet:
+        from .render.comparison import compared
+
+        _print(compared(report, _page(verbose)))
+    ctx.exit(_VERDICTS[report.verdict])
+
+
+@main.command()
 @click.argument("code", metavar="[CODE]", required=False, type=_Codes([str(r) for r in bnfold.Reason]))
 def explain(code: str | None) -> None:
     """Explain the reason CODE, or list all of them."""
@@ -203,9 +330,31 @@ def _interrupts_later() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextmanager
+def _progress(label: str) -> Iterator[Callable[[float], None] | None]:
+    """A bar on the terminal while work takes long; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    start, bar = time.monotonic(), click.progressbar(length=1000, label=label, file=sys.stderr)
+    shown = 0
+
+    def progress(share: float) -> None:
+        nonlocal shown
+        if time.monotonic() - start > _PATIENCE and (step := int(share * 1000) - shown) > 0:
+            shown += step
+            bar.update(step)
+
+    try:
+        yield progress
+    finally:
+        if shown:
+            click.echo("\r\x1b[2K", nl=False, err=True)
+
+
 def _page(verbose: int = 0, *, err: bool = False) -> Page:
     """The terminal, or what takes its place."""
-    from .render.text import Page
+    from .render.page import Page
 
     stream = sys.stderr if err else sys.stdout
     color = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -235,7 +384,7 @@ def _give_up_stdout() -> None:
 
 
 def _complain(message: str, code: int) -> int:
-    from .render.text import printable
+    from .render.page import printable
 
     with suppress(OSError):  # a message that cannot be written must not change what the exit code says
         click.echo(f"error: {printable(' '.join(message.split()))}", err=True)

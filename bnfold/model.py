@@ -112,6 +112,14 @@ def is_trainable(model: ir.Model) -> bool:
     return isinstance(source, Source) and any(f.number == wire.MODEL_TRAINING for f in source.fields)
 
 
+def rest(model: ir.Model) -> None:
+    """Let go of the memory that the pages of the model's file take, until something reads them again."""
+    source = model.meta.get(META)
+    content = source.view.obj if isinstance(source, Source) else None
+    if isinstance(content, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        content.madvise(mmap.MADV_DONTNEED)
+
+
 class Staged:
     """A model that is written but does not count yet; a context manager.
 

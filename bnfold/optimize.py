@@ -11,10 +11,12 @@ import io
 import os
 import sys
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -24,18 +26,17 @@ from .constants import FLOATS, Constant
 from .errors import InputError, NotEquivalent, OutputError, Undecided
 from .facts import Facts, Op
 from .fold import fold, inline
-from .model import is_trainable, load, stage, to_bytes
+from .model import is_trainable, load, rest, stage, to_bytes
 from .report import (
     BatchNormFacts,
-    CheckReport,
     Decision,
     Declined,
     FoldReport,
     InspectReport,
     OptimizeReport,
-    Verdict,
 )
-from .verify import check
+from .verification import Verdict, VerifyReport
+from .verify import verify as compare
 
 STREAM = "-"
 
@@ -47,9 +48,10 @@ def optimize(
     force: bool = False,
     dry_run: bool = False,
     only: str | None = None,
-    verify: bool = True,
+    verify: Literal["full", "fast", "none"] = "fast",
     freeze_initializers: bool = False,
     inline_functions: bool = False,
+    progress: Callable[[float], None] | None = None,
 ) -> OptimizeReport:
     """Fold the BatchNormalizations of a model file, compare the result with the original, and write it.
 
@@ -60,11 +62,13 @@ def optimize(
         force: Whether a file that is there may be replaced.
         dry_run: Do everything but write the result.
         only: "batchnorm" leaves runs without a BatchNormalization alone; None folds all.
-        verify: Whether to run both models and compare them. There is nothing to compare when nothing
-            was changed.
+        verify: "fast" compares both models in float64 and recomputes every folded constant exactly;
+            "full" also runs both in onnxruntime; "none" trusts the fold. There is nothing to compare when
+            nothing was changed.
         freeze_initializers: Make initializers that are also inputs (IR version 4 and later: a caller
             may override them) constants, and remove them from the inputs.
         inline_functions: Inline local functions first, so that weights that are arguments can fold.
+        progress: Called with the share of the comparison that is done, from 0 to 1.
 
     Returns:
         What was folded, what stays and why, and the comparison.
@@ -81,24 +85,28 @@ def optimize(
         content = _streamed(origin)
         model = load(origin if content is None else io.BytesIO(content))
         folded = _fold(model, origin, only, freeze_initializers, inline_functions)
-        compared = verify and folded.modified
+        judge = _Judge(
+            origin, goal, folded, freeze_initializers, inline_functions, verify == "full", progress
+        )
+        compared = verify != "none" and folded.modified
         original = Path(origin)
         if content is not None and compared:
             original = _copy(content, scratch / "original.onnx")
-        checked = None
+        verification = None
         if goal == STREAM:
             result = to_bytes(model)
             if compared:
-                checked = _need_pass(original, _copy(result, scratch / "result.onnx"), origin, goal, folded)
+                verification = judge.need_pass(original, _copy(result, scratch / "result.onnx"))
             if not dry_run:
                 _write_out(result)
         elif compared or not dry_run:
             place = scratch / "result.onnx" if dry_run else goal
             with stage(model, place, force=force) as staged:
                 if compared:
-                    checked = _need_pass(original, Path(staged.path), origin, goal, folded)
+                    rest(model)  # the comparison reads the files by itself
+                    verification = judge.need_pass(original, Path(staged.path))
                 staged.commit()
-    return OptimizeReport(origin, None if dry_run else goal, folded, checked)
+    return OptimizeReport(origin, None if dry_run else goal, folded, verification)
 
 
 def inspect(
@@ -170,25 +178,57 @@ def _streamed(origin: str) -> bytes | None:
         raise InputError(f"{origin}: cannot be read: {error.strerror or error}") from error
 
 
-def _need_pass(original: Path, result: Path, origin: str, goal: str, folded: FoldReport) -> CheckReport:
-    """The comparison, if it says that the two are the same function."""
-    report = check(original, result)
-    whole = OptimizeReport(origin, None, folded, report)
-    if report.verdict is Verdict.PASS:
-        return report
-    # Temporary names mean nothing to the reader, and the files are gone when the message is read.
-    why = report.message.replace(str(result), goal).replace(str(original), origin)
-    if report.verdict is Verdict.FAIL:
+@dataclass(frozen=True)
+class _Judge:
+    """Decides whether a result may be written.
+
+    Attributes:
+        origin, goal: What the user calls the two files.
+        folded: What was done.
+        freeze_initializers, inline_functions: As for `optimize`; they change what a model says of itself.
+        runtime: Whether onnxruntime is asked.
+        progress: As for `optimize`.
+    """
+
+    origin: str
+    goal: str
+    folded: FoldReport
+    freeze_initializers: bool
+    inline_functions: bool
+    runtime: bool
+    progress: Callable[[float], None] | None
+
+    def need_pass(self, original: Path, result: Path) -> VerifyReport:
+        """The comparison, if it says that the two are the same function."""
+        report = compare(
+            original, result, runtime=self.runtime, formulas=self.folded.formulas, progress=self.progress
+        )
+        # Temporary names mean nothing to the reader, and the files are gone when the message is read.
+        why = report.message.replace(str(result), self.goal).replace(str(original), self.origin)
+        report = replace(report, reference=self.origin, candidate=self.goal, message=why)
+        whole = OptimizeReport(self.origin, None, self.folded, report)
+        if report.verdict is Verdict.UNDECIDED:
+            raise Undecided(
+                f"{_called(self.origin)}: whether the folded model is equivalent could not be decided: "
+                f"{why}; nothing was written (--verify none writes the result unchecked)",
+                whole,
+            )
+        if report.verdict is Verdict.PASS:
+            unlike = [d for d in report.differences if d.what not in self._expected]
+            if not unlike:
+                return report
+            why = f"its {unlike[0].what} is {unlike[0].candidate} instead of {unlike[0].reference}"
         raise NotEquivalent(
-            f"{_called(origin)}: the folded model is not equivalent: {why}; nothing was written; please "
-            "report this as a bug of bnfold (--no-verify writes the result unchecked)",
+            f"{_called(self.origin)}: the folded model is not equivalent: {why}; nothing was written; please "
+            "report this as a bug of bnfold (--verify none writes the result unchecked)",
             whole,
         )
-    raise Undecided(
-        f"{_called(origin)}: whether the folded model is equivalent could not be decided: {why}; nothing was "
-        "written (--no-verify writes the result unchecked)",
-        whole,
-    )
+
+    @property
+    def _expected(self) -> set[str]:
+        """What may differ because it was asked for."""
+        frozen = {"input"} if self.freeze_initializers else set()
+        return frozen | ({"opset", "operator domains"} if self.inline_functions else set())
 
 
 def _called(origin: str) -> str:

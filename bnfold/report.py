@@ -7,9 +7,13 @@ get better. `Declined` is how a rule says no: the recogniser and the planner tur
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
+
+from .formulas import Formula
+from .verification import VerifyReport
 
 SCHEMA_VERSION = 1
 
@@ -290,65 +294,20 @@ class FoldReport:
         before: Counts before the fold.
         after: Counts after it.
         modified: Whether the model was changed at all.
+        formulas: What each constant that the fold made is, by name, in terms of the original's constants:
+            see `formulas`. None for one whose origin got lost. Not part of `as_dict`.
     """
 
     decisions: tuple[Decision, ...]
     before: Counts
     after: Counts
     modified: bool
+    formulas: Mapping[str, Formula | None] = field(default_factory=dict, repr=False)
 
     @property
     def kept(self) -> tuple[Decision, ...]:
         """The sites that stay."""
         return tuple(d for d in self.decisions if d.outcome is Outcome.KEPT)
-
-
-class Verdict(StrEnum):
-    """What a comparison of two models says."""
-
-    PASS = "pass"
-    FAIL = "fail"
-    UNDECIDED = "undecided"
-
-
-@dataclass(frozen=True)
-class OutputCheck:
-    """One output of both models, compared.
-
-    Attributes:
-        name: The output.
-        error: Root mean square of (result - original).
-        noise: The same for the original against itself, nudged by one unit in the last place.
-        ratio: error / noise; 0 when both are 0.
-        max_abs: Largest absolute difference.
-        passed: Whether the ratio is within the tolerance, with masks of NaN and infinity alike.
-    """
-
-    name: str
-    error: float
-    noise: float
-    ratio: float
-    max_abs: float
-    passed: bool
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """The comparison of a result with its original.
-
-    Attributes:
-        verdict: Pass, fail, or undecided.
-        tolerance: The largest ratio that passes.
-        outputs: One entry per output that was compared.
-        runs: How many pairs of runs were compared.
-        message: What went wrong or why nothing could be compared; "" on a pass.
-    """
-
-    verdict: Verdict
-    tolerance: float
-    outputs: tuple[OutputCheck, ...] = ()
-    runs: int = 0
-    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -359,13 +318,14 @@ class OptimizeReport:
         source: The model that was read ("-" for standard input).
         target: Where the result went; None when nothing was written.
         fold: What was folded.
-        check: The comparison; None when it was not asked for.
+        verification: The comparison with the original; None when it was not asked for, or nothing was
+            changed.
     """
 
     source: str
     target: str | None
     fold: FoldReport
-    check: CheckReport | None
+    verification: VerifyReport | None
 
 
 @dataclass(frozen=True)
@@ -408,6 +368,11 @@ class InspectReport:
     fold: FoldReport
 
 
-def as_dict(report: OptimizeReport | InspectReport) -> dict[str, Any]:
+def as_dict(report: OptimizeReport | InspectReport | VerifyReport) -> dict[str, Any]:
     """The report as JSON-ready data, with its `schema_version`."""
-    return {"schema_version": SCHEMA_VERSION, **asdict(report)}
+    if isinstance(report, VerifyReport):
+        return {"schema_version": SCHEMA_VERSION, **asdict(report)}
+    # Formulas share parts, which no JSON can.
+    data = asdict(replace(report, fold=replace(report.fold, formulas={})))
+    del data["fold"]["formulas"]
+    return {"schema_version": SCHEMA_VERSION, **data}

@@ -1,352 +1,286 @@
-"""Says whether two models are the same function, up to the rounding that any stored model has.
+"""Are two models the same function, up to the rounding that any stored model has?
 
-The yardstick is the original itself: how far its outputs move when its inputs and its floating
-constants move by one unit in the last place. A result may be a few times that far from the original
-(`tolerance`), whatever the size of the outputs. Nothing here is shared with the code that folds.
+Four parts answer: what the models say of themselves (`structure`), both in float64 (`algebra_gate`), both
+in onnxruntime (`runtime_gate`), and the folded constants recomputed (`certificate`). Nothing passes
+without having been compared, and nothing here is shared with the code that folds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+import onnx
 
-from .feeds import Binding, Values, bindings
-from .nudge import Constants, nudged
-from .report import CheckReport, OutputCheck, Verdict
-from .session import Lost, Session, Unrunnable
+from .algebra_gate import CandidateFails, Comparison
+from .errors import InputError
+from .evaluate import EvaluationError, Program
+from .feeds import Binding, Feed, Unfeedable, bindings
+from .formulas import Formula
+from .session import Session
+from .structure import differences
+from .verification import AlgebraReport, Certificate, Limit, RuntimeReport, Verdict, VerifyReport
 
-if TYPE_CHECKING:
-    import onnx
+# Two walks of each kind, of four draws: what goes astray must be known before the first walk alone.
+_THROUGH, _ALONE = False, True
+_WALKS = (_THROUGH, _ALONE, _THROUGH, _ALONE)
+# An output of few elements gives a lucky draw too much weight: it gets twice the draws.
+_TINY, _MORE_FOR_TINY = 64, (_THROUGH, _THROUGH)
+# Walks that may follow while a ratio is neither clearly good nor hopeless.
+_EXTRA = 4
+# Feeds that onnxruntime is asked about, if more are given: all their outputs are kept until they are judged.
+_WITNESSED = 8
+# Above so many elements per sample, one sample at a time.
+_LARGE = 1 << 15
 
-Array = NDArray[Any]
-
-# Nudged runs: so many at least, more for outputs of few elements (one unlucky draw must not make the
-# yardstick short), and up to the most while a ratio is not clearly good.
-_DRAWS, _DRAWS_SMALL, _DRAWS_MOST = 4, 8, 16
-_SMALL = 64
-# A finite ratio beyond so many tolerances is no bad luck: no further draws.
-_HOPELESS = 100
-# A single channel may be so many times further off than the whole, and more when it has less than so
-# many elements: its error and its noise come from few numbers, and there are many channels. Without
-# this measure, a channel of huge values would hide all others.
-_CHANNEL_SLACK, _CHANNEL_ELEMENTS = 10.0, 16
+Source = Callable[[int], Feed]
+Formulas = Mapping[str, Formula | None]
 
 
-def check(
-    reference: Path,
-    candidate: Path,
+def verify(
+    reference: str | os.PathLike[str],
+    candidate: str | os.PathLike[str],
     *,
     tolerance: float = 4.0,
+    limits: Mapping[str, Limit] | None = None,
+    inputs: str | os.PathLike[str] | None = None,
+    sizes: Mapping[str, int] | None = None,
     seed: int = 0,
+    by_name: bool = True,
+    runtime: bool = True,
+    provider: str = "CPUExecutionProvider",
     timeout: float = 300.0,
-) -> CheckReport:
-    """Compare a model with its original by running both in onnxruntime, in a child process.
+    formulas: Formulas | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> VerifyReport:
+    """Compare a model with a reference.
 
     Args:
-        reference: The original; its noise is the yardstick.
-        candidate: The model to judge.
-        tolerance: How many times the noise the error may be, per output and feed.
-        seed: Decides the inputs and the nudges; the same seed gives the same report.
-        timeout: Seconds that a single load or run may take.
+        reference: The file of the model that is right.
+        candidate: The file of the model to judge.
+        tolerance: How many times its noise an error may be. The noise is how far the reference's own
+            values move when its floating constants do, each by at most the unit roundoff of its type.
+        limits: For people who must: absolute and relative limits by which outputs are judged instead,
+            by name; "" is for all outputs without their own.
+        inputs: What to feed: an .npz or .npy file, a folder of them, or ONNX test data. By default a
+            seeded mix of N(0, 1), U[0, 1), 3 N(0, 1) and zeros.
+        sizes: Sizes of free dimensions, by symbol; "INPUT[axis]" for one without a symbol.
+        seed: Decides inputs and nudges. The same seed gives the same report.
+        by_name: Whether inner tensors of the same name must have the same values; False judges the
+            outputs alone.
+        runtime: Whether onnxruntime is asked as well.
+        provider: Its execution provider.
+        timeout: Seconds that onnxruntime may take for any single load or run.
+        formulas: The account of a fold (`FoldReport.formulas`), to recompute its constants by.
+        progress: Called with the share of the work that is done, from 0 to 1.
 
     Returns:
-        Pass; fail, with the worst output in the message; or undecided, when the original cannot be
-        run or no output holds a finite number. A candidate that cannot be run while the original
-        can has failed.
+        All that was found, and a verdict.
+
+    Raises:
+        InputError: A file cannot be read, the two have different inputs, or what is to be fed does not
+            fit the model.
     """
-    with Session(timeout) as session:
-        return compare(session, reference, candidate, tolerance=tolerance, seed=seed)
+    paths = Path(reference), Path(candidate)
+    with ExitStack() as stack:
 
+        def session() -> Session:
+            return Session(timeout, provider)
 
-def compare(
-    session: Session, reference: Path, candidate: Path, *, tolerance: float = 4.0, seed: int = 0
-) -> CheckReport:
-    """`check` in a session that is there already; for many comparisons one process will do."""
-    try:
-        trials = _run_reference(session, reference, seed)
-    except Unrunnable as error:
-        message = f"nothing was compared, because the original cannot be run: '{reference}': {error}"
-        return CheckReport(Verdict.UNDECIDED, tolerance, message=message)
-    try:
-        tallies = _run_candidate(session, candidate, trials)
-    except Unrunnable as error:
-        message = f"the original runs, but the result does not: '{candidate}': {error}"
-        return CheckReport(Verdict.FAIL, tolerance, message=message)
-    except _Different as difference:
-        message = f"the result '{candidate}' is not the original '{reference}': {difference}"
-        return CheckReport(Verdict.FAIL, tolerance, message=message)
-    if not tallies:
-        message = f"nothing was compared, because no output of '{reference}' holds a finite number"
-        return CheckReport(Verdict.UNDECIDED, tolerance, runs=len(trials), message=message)
-    _measure_noise(session, reference, trials, tallies, tolerance, seed)
-    return _judge(reference, trials, tallies, tolerance)
-
-
-class _Different(Exception):
-    """The two models need not be measured: they have different signatures."""
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """One feed and what the original answers."""
-
-    description: str
-    feeds: Mapping[str, Array]
-    outputs: Mapping[str, Array]
-
-
-@dataclass(frozen=True, eq=False)
-class _Distance:
-    """How far an array is from the original's.
-
-    Attributes:
-        rms: Root mean square of the difference, over the elements finite in both; 0 for integers.
-        channels: The same per index of axis 1, shape [C]; empty where there is no such axis.
-        flips: Share of elements of another kind (NaN, infinity), or, among integers, other value.
-        max_abs: Largest absolute difference.
-    """
-
-    rms: float
-    channels: NDArray[np.float64]
-    flips: float
-    max_abs: float
-
-
-@dataclass(frozen=True)
-class _Measure:
-    """An error beside what rounding explains of it; `what` says in words what was measured."""
-
-    error: float
-    noise: float
-    what: str
-
-    @property
-    def ratio(self) -> float:
-        if self.error == 0:
-            return 0.0
-        return self.error / self.noise if self.noise else float("inf")
-
-
-@dataclass
-class _Tally:
-    """One output on one trial: the error, and the noise as it comes in draw by draw.
-
-    Attributes:
-        trial: The trial, by index.
-        name: The output.
-        original: What the original answers there.
-        shape: Shape of the result's answer.
-        error: How far that is from the original's.
-        draws: How far the nudged originals are from it.
-    """
-
-    trial: int
-    name: str
-    original: Array
-    shape: tuple[int, ...]
-    error: _Distance
-    draws: list[_Distance] = field(default_factory=list)
-
-    @cached_property
-    def floor(self) -> _Distance:
-        """Noise that every output has: it cannot be more exact than its own type."""
-        if self.original.dtype.kind != "f":
-            return _distance(self.original, self.original)
-        unit = np.asarray(np.finfo(self.original.dtype).eps / 2, self.original.dtype)
-        return _distance(self.original * unit, np.zeros_like(self.original))
-
-    def worst(self) -> _Measure:
-        """The measure with the largest ratio: all values, the values of one channel, or flips."""
-        draws = self.draws
-        noise = float(np.hypot(_rms(np.array([d.rms for d in draws])), self.floor.rms))
-        measures = [_Measure(self.error.rms, noise, "the error")]
-        flips = float(np.mean([d.flips for d in draws])) if draws else 0.0
-        measures.append(_Measure(self.error.flips, flips, "the share of elements with another value or kind"))
-        errors = self.error.channels
-        if errors.size:
-            alike = [d.channels**2 for d in draws if d.channels.shape == errors.shape]
-            slack = _CHANNEL_SLACK * max(1.0, _CHANNEL_ELEMENTS * errors.size / self.original.size)
-            noises = slack * np.sqrt(sum(alike) / max(len(alike), 1) + self.floor.channels**2)
-            with np.errstate(divide="ignore"):
-                ratios = np.divide(errors, noises, out=np.zeros_like(errors), where=errors > 0)
-            c = int(ratios.argmax())
-            measures.append(_Measure(float(errors[c]), float(noises[c]), f"the error of channel {c}"))
-        return max(measures, key=lambda m: m.ratio)
-
-
-# The runs
-
-
-def _run_reference(session: Session, path: Path, seed: int) -> list[_Trial]:
-    signature = session.open(path)
-    binding, first = _runnable(session, _proto(path), seed)
-    batches = (1, 2, 3) if first == 2 else (1, 1, 1)
-    trials = []
-    for number, (batch, values) in enumerate(zip(batches, Values, strict=True)):
-        feeds = binding.feed(np.random.default_rng([seed, number]), batch, values)
-        try:
-            outputs = session.run(feeds)
-        except Lost:
-            raise
-        except Unrunnable:  # a batch that does not suit, or wild values behind an index
-            continue
-        sizes = dict.fromkeys(sorted(binding.batch), batch) | dict(binding.sizes)
-        told = ", ".join([f"inputs {values.value}", *(f"{name}={size}" for name, size in sizes.items())])
-        trials.append(_Trial(told, feeds, {name: outputs[name] for name in signature.outputs}))
-    if not trials:
-        raise Unrunnable("it runs on some inputs, but not on any that a comparison would need")
-    # A feed on which the original overflows says little; it serves only if there is no better one.
-    return [t for t in trials if all(map(_mostly_finite, t.outputs.values()))] or trials
-
-
-def _runnable(session: Session, model: onnx.ModelProto, seed: int) -> tuple[Binding, int]:
-    """The first binding on which the open model runs, with batch size 2 if it can."""
-    first: Unrunnable | None = None
-    for binding in bindings(model):
-        for batch in (2, 1) if binding.batch else (1,):
-            try:
-                session.run(binding.feed(np.random.default_rng(seed), batch, Values.UNIFORM))
-                return binding, batch
-            except Lost:
-                raise
-            except Unrunnable as error:
-                first = first or error
-    raise Unrunnable(f"no sizes were found at which it runs; at first: {first}")
-
-
-def _run_candidate(session: Session, path: Path, trials: Sequence[_Trial]) -> list[_Tally]:
-    signature = session.open(path)
-    for kind, found, expected in (
-        ("inputs", signature.inputs, tuple(trials[0].feeds)),
-        ("outputs", tuple(dict.fromkeys(signature.outputs)), tuple(trials[0].outputs)),
-    ):
-        if found != expected:
-            raise _Different(f"its {kind} are {', '.join(found)}, the original's {', '.join(expected)}")
-    tallies = []
-    for number, trial in enumerate(trials):
-        outputs = session.run(trial.feeds)
-        for name, original in trial.outputs.items():
-            result = outputs[name]
-            if result.dtype != original.dtype:
-                raise _Different(f"output '{name}' has type {result.dtype}, the original's {original.dtype}")
-            error = _distance(result, original)
-            if np.isfinite(original).any() or error.flips:  # else nothing there says anything
-                tallies.append(_Tally(number, name, original, result.shape, error))
-    return tallies
-
-
-def _measure_noise(
-    session: Session,
-    path: Path,
-    trials: Sequence[_Trial],
-    tallies: Sequence[_Tally],
-    tolerance: float,
-    seed: int,
-) -> None:
-    """Run the original nudged, until every ratio is clearly good or there are draws enough."""
-    constants = Constants(_proto(path), path.parent)
-    least = _DRAWS_SMALL if min(t.original.size for t in tallies) < _SMALL else _DRAWS
-    for draw in range(_DRAWS_MOST):
-        ratio = max(t.worst().ratio for t in tallies)
-        if draw >= least and (ratio <= tolerance / 2 or _HOPELESS * tolerance < ratio < float("inf")):
-            return
-        rng = np.random.default_rng([seed, 1_000 + draw])
-        try:
-            model, initializers = constants.nudged(rng)
-            session.open(model or path, initializers=initializers, folder=path.parent)
-            for number, trial in enumerate(trials):
-                outputs = session.run({name: nudged(value, rng) for name, value in trial.feeds.items()})
-                for tally in tallies:
-                    if tally.trial == number:
-                        tally.draws.append(_distance(outputs[tally.name], trial.outputs[tally.name]))
-        except Lost:
-            return
-        except Unrunnable:  # a nudge that the model does not bear; the other draws may
-            continue
-
-
-def _judge(
-    reference: Path, trials: Sequence[_Trial], tallies: Sequence[_Tally], tolerance: float
-) -> CheckReport:
-    measured = [(tally, tally.worst()) for tally in tallies]
-    outputs = []
-    for name in dict.fromkeys(tally.name for tally in tallies):
-        tally, worst = max(((t, m) for t, m in measured if t.name == name), key=lambda pair: pair[1].ratio)
-        passed = worst.ratio <= tolerance
-        outputs.append(OutputCheck(name, worst.error, worst.noise, worst.ratio, tally.error.max_abs, passed))
-
-    def report(verdict: Verdict, message: str = "") -> CheckReport:
-        return CheckReport(verdict, tolerance, tuple(outputs), len(trials), message)
-
-    failed = [(t, m) for t, m in measured if not m.ratio <= tolerance]
-    if not failed:
-        return report(Verdict.PASS)
-    # Where the original itself overflows, which elements do is no property of the function.
-    telling = [(t, m) for t, m in failed if _mostly_finite(t.original)]
-    tally, worst = max(telling or failed, key=lambda pair: pair[1].ratio)
-    where = f"output '{tally.name}' on {trials[tally.trial].description}"
-    if not telling:
-        return report(Verdict.UNDECIDED, f"'{reference}' answers mostly NaN or infinity: {where}")
-    if not tally.draws:
-        return report(
-            Verdict.UNDECIDED,
-            f"the result differs from '{reference}', whose own noise could not be measured: {where}",
+        ours, theirs = (_open(path, session, stack) for path in paths)
+        _need_same_inputs(ours, theirs, paths)
+        limits = limits or {}
+        if unknown := limits.keys() - {"", *ours.outputs}:
+            raise InputError(
+                f"{paths[0]}: has no output '{min(unknown)}' to set a limit for; its outputs are "
+                f"{', '.join(ours.outputs)}"
+            )
+        certificate = _certificate((ours, theirs), paths, formulas)
+        comparison = stack.enter_context(
+            Comparison(
+                ours,
+                theirs,
+                tolerance=tolerance,
+                seed=seed,
+                by_name=by_name,
+                limits=limits,
+                certified=certificate is not None and certificate.verdict is Verdict.PASS,
+                progress=None if progress is None else lambda walks: progress(min(walks / len(_WALKS), 1.0)),
+            )
         )
-    return report(Verdict.FAIL, f"{where}: {_blame(tally, worst, tolerance)}")
-
-
-def _blame(tally: _Tally, worst: _Measure, tolerance: float) -> str:
-    """What is wrong with the worst output."""
-    if tally.shape != tally.original.shape:
-        return f"its shape is {tally.shape} instead of {tally.original.shape}"
-    if not worst.noise:
-        return f"{worst.what} is {worst.error:.3g}, where rounding changes nothing"
-    return (
-        f"{worst.what} is {worst.error:.3g}, which is {worst.ratio:.3g} times what rounding explains"
-        f" ({worst.noise:.3g}); {tolerance:g} times is accepted"
+        given = None if inputs is None else _given(Path(inputs), ours)
+        algebra, binding = _algebra(comparison, paths, given, sizes or {}, seed)
+        witnessed = (
+            _runtime(session, (ours, theirs), paths, given, binding, tolerance, seed) if runtime else None
+        )
+    differ = differences(ours.model, theirs.model)
+    verdict, message = _weigh(algebra, witnessed, certificate)
+    return VerifyReport(
+        str(reference),
+        str(candidate),
+        verdict,
+        tolerance,
+        seed,
+        differ,
+        algebra,
+        witnessed,
+        certificate,
+        message,
     )
 
 
-# Distances
+def _open(path: Path, session: Callable[[], Session], stack: ExitStack) -> Program:
+    from .borrow import Borrower
 
-
-def _distance(value: Array, original: Array) -> _Distance:
-    none = np.zeros(0)
-    if value.shape != original.shape:
-        return _Distance(0.0, none, 1.0, float("inf"))
-    if value.size == 0:
-        return _Distance(0.0, none, 0.0, 0.0)
-    a, b = value.astype(np.float64), original.astype(np.float64)
-    if value.dtype.kind != "f":
-        return _Distance(0.0, none, float(np.mean(value != original)), float(np.abs(a - b).max()))
-    finite = np.isfinite(a) & np.isfinite(b)
-    same = finite | (a == b) | (np.isnan(a) & np.isnan(b))
-    apart = np.abs(np.subtract(a, b, out=np.zeros(a.shape), where=finite))
-    others = (0, *range(2, a.ndim))
-    channels = np.sqrt(np.mean(apart**2, axis=others)) if a.ndim > 1 else none
-    return _Distance(_rms(apart[finite]), channels, 1.0 - float(np.mean(same)), float(apart.max()))
-
-
-def _mostly_finite(values: Array) -> bool:
-    return values.size == 0 or bool(np.mean(np.isfinite(values)) >= 0.5)
-
-
-def _rms(values: NDArray[np.float64]) -> float:
-    """Root mean square, also of values whose squares are out of range."""
-    largest = float(np.abs(values).max(initial=0.0))
-    return largest * float(np.sqrt(np.mean((values / largest) ** 2))) if largest else 0.0
-
-
-def _proto(path: Path) -> onnx.ModelProto:
-    import onnx
-
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
     try:
-        return onnx.load(path, load_external_data=False)
-    except Exception as error:  # onnxruntime has read it, so this is not the user's concern but ours
-        raise Unrunnable(f"its file cannot be read: {error}") from error
+        program = Program(path)
+        borrower = Borrower(program.model, session)
+        stack.callback(borrower.close)
+        return Program(program.model, folder=path.parent, elsewhere=borrower)
+    except EvaluationError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _need_same_inputs(ours: Program, theirs: Program, paths: tuple[Path, Path]) -> None:
+    expected, found = (_inputs(program) for program in (ours, theirs))
+    if expected != found:
+        raise InputError(
+            f"the two models cannot be fed alike: '{paths[0]}' has the inputs {', '.join(expected)}; "
+            f"'{paths[1]}' has {', '.join(found)}; rename or cast the inputs of one of them"
+        )
+
+
+def _inputs(program: Program) -> list[str]:
+    """Names and types; their order does not matter for feeding by name."""
+    name = onnx.TensorProto.DataType.Name
+    return sorted(f"{v.name} ({name(v.type.tensor_type.elem_type).lower()})" for v in program.inputs)
+
+
+def _certificate(
+    programs: tuple[Program, Program], paths: tuple[Path, Path], formulas: Formulas | None
+) -> Certificate | None:
+    if formulas is None:
+        return None
+    from .certificate import certify
+    from .tensors import Tensors
+
+    original, result = (Tensors(p.model, path.parent) for p, path in zip(programs, paths, strict=True))
+    return certify(original, result, formulas)
+
+
+def _given(path: Path, program: Program) -> list[Feed]:
+    from .given import given
+
+    return list(given(path, program.model))
+
+
+# The algebra gate
+
+
+def _algebra(
+    comparison: Comparison,
+    paths: tuple[Path, Path],
+    given: list[Feed] | None,
+    sizes: Mapping[str, int],
+    seed: int,
+) -> tuple[AlgebraReport, Binding | None]:
+    """Walk as often as it takes. Also returns the binding of the inputs, unless they were given."""
+    binding = None
+    try:
+        if given is not None:
+            _walk_given(comparison, given)
+        else:
+            binding = _walk_drawn(comparison, sizes, seed)
+    except CandidateFails as failure:
+        message = f"'{paths[1]}' cannot be evaluated where '{paths[0]}' can: {failure}"
+        return replace(comparison.report(), verdict=Verdict.FAIL, message=message), binding
+    except (EvaluationError, Unfeedable) as error:
+        if given is not None or sizes:
+            raise InputError(f"'{paths[0]}' cannot be evaluated on what it is to be fed: {error}") from error
+        message = f"nothing was compared, because '{paths[0]}' cannot be evaluated: {error}"
+        return AlgebraReport(Verdict.UNDECIDED, message=message), binding
+    return comparison.report(), binding
+
+
+def _walk_given(comparison: Comparison, feeds: Sequence[Feed]) -> None:
+    comparison.walk(feeds[0], alone=_THROUGH)
+    kinds = [*_WALKS[1:], *(_THROUGH for _ in feeds[len(_WALKS) :])]
+    _walk_on(comparison, lambda i: feeds[i % len(feeds)], kinds)
+
+
+def _walk_drawn(comparison: Comparison, sizes: Mapping[str, int], seed: int) -> Binding:
+    """With the first binding of the inputs on which the reference can be evaluated."""
+    first: EvaluationError | None = None
+    for binding in bindings(comparison.reference.model, sizes):
+        draw = _source(binding, seed)
+        try:
+            comparison.walk(draw(0), alone=_THROUGH)
+        except EvaluationError as error:
+            first = first or error
+            continue
+        _walk_on(comparison, draw, _WALKS[1:])
+        return binding
+    raise EvaluationError(f"no sizes were found at which it can be; at first: {first}")
+
+
+def _source(binding: Binding, seed: int) -> Source:
+    elements = sum(a.size for a in binding.feed(np.random.default_rng(seed), 1).values())
+
+    def draw(i: int) -> Feed:
+        batch = 1 if elements > _LARGE else (2, 3, 1, 4)[i % 4]
+        arrays = binding.feed(np.random.default_rng([seed, i]), batch, i)
+        return Feed(arrays, binding.describe(batch, i))
+
+    return draw
+
+
+def _walk_on(comparison: Comparison, draw: Source, kinds: Sequence[bool]) -> None:
+    """The walks after the first."""
+    feeds = map(draw, count(1))
+    for kind in kinds:
+        comparison.walk(next(feeds), alone=kind)
+    if comparison.smallest_output < _TINY:
+        for kind in _MORE_FOR_TINY:
+            comparison.walk(next(feeds), alone=kind)
+    for _ in range(_EXTRA):
+        unclear = [kind for kind in (_THROUGH, _ALONE) if comparison.is_unclear(alone=kind)]
+        if not unclear:
+            return
+        comparison.walk(next(feeds), alone=unclear[0])
+
+
+# The other gates
+
+
+def _runtime(
+    session: Callable[[], Session],
+    programs: tuple[Program, Program],
+    paths: tuple[Path, Path],
+    given: list[Feed] | None,
+    binding: Binding | None,
+    tolerance: float,
+    seed: int,
+) -> RuntimeReport:
+    from .runtime_gate import feeds_for, witness
+
+    if given is None and binding is None:
+        return RuntimeReport(Verdict.UNDECIDED, message="not available: nothing was found to feed the models")
+    feeds = feeds_for(binding, seed) if binding is not None else given or []
+    with session() as runtime:
+        return witness(runtime, *programs, paths, feeds[:_WITNESSED], tolerance=tolerance, seed=seed)
+
+
+def _weigh(
+    algebra: AlgebraReport, runtime: RuntimeReport | None, certificate: Certificate | None
+) -> tuple[Verdict, str]:
+    for name, part in (("", algebra), ("certificate: ", certificate), ("onnxruntime: ", runtime)):
+        if part is not None and part.verdict is Verdict.FAIL:
+            return Verdict.FAIL, f"{name}{part.message}"
+    return algebra.verdict, algebra.message

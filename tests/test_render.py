@@ -13,21 +13,30 @@ import pytest
 
 import bnfold
 from bnfold import (
+    AlgebraReport,
     BatchNormFacts,
-    CheckReport,
+    Certificate,
     Counts,
     Decision,
+    Difference,
     FoldReport,
     InspectReport,
+    Metrics,
     OptimizeReport,
     Outcome,
     OutputCheck,
     Reason,
+    RuntimeCheck,
+    RuntimeReport,
+    TensorCheck,
     Verdict,
+    VerifyReport,
 )
 from bnfold.render import as_json
+from bnfold.render.comparison import compared
+from bnfold.render.page import Page, printable
 from bnfold.render.reasons import markdown
-from bnfold.render.text import Page, explained, inspected, optimized, printable, reasons
+from bnfold.render.text import explained, inspected, optimized, reasons
 
 ROOT = Path(__file__).parent.parent
 RESNET = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / "light_resnet50.onnx"
@@ -47,13 +56,25 @@ def kept(name: str, reason: Reason, op_type: str = "BatchNormalization") -> Deci
     return decision(name, Outcome.KEPT, **changes)
 
 
+def check(name: str, ratio: float = 0.5, **changes: object) -> TensorCheck:
+    plain = TensorCheck(name, f"Conv '{name}'", ratio * 1e-7, 1e-7, ratio, "", alone=False, passed=ratio <= 4)
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def verification(*tensors: TensorCheck, **changes: object) -> VerifyReport:
+    figures = Metrics(2e-7, 3e-6, 0.5, 1.5, 12.0, 141.2, 1.0, 1.0)
+    algebra = AlgebraReport(
+        Verdict.PASS, (OutputCheck("y", check("y", 1.96), figures),), tensors, 16, ("N=1, N(0, 1)",) * 4
+    )
+    plain = VerifyReport("model.onnx", "other.onnx", Verdict.PASS, 4.0, 0, (), algebra)
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
 def report(*decisions: Decision, **changes: object) -> OptimizeReport:
     batchnorms = sum(d.batchnorms for d in decisions)
     left = sum(d.batchnorms for d in decisions if d.outcome is Outcome.KEPT)
     fold = FoldReport(decisions, Counts(batchnorms, 4, 90), Counts(left, 3, 80), modified=True)
-    output = OutputCheck("y", 2e-7, 1e-7, 1.96, 3e-6, passed=True)
-    check = CheckReport(Verdict.PASS, 4.0, (output, replace(output, name="z", ratio=0.5)), 3)
-    whole = OptimizeReport("model.onnx", "model.folded.onnx", fold, check)
+    whole = OptimizeReport("model.onnx", "model.folded.onnx", fold, verification(check("a"), check("b")))
     return replace(whole, **changes)  # type: ignore[arg-type]
 
 
@@ -107,7 +128,7 @@ class TestOptimized:
     @pytest.mark.parametrize(
         ("changes", "expected"),
         [
-            ({"check": None}, "Not verified, as asked. Written to model.folded.onnx."),
+            ({"verification": None}, "Not verified, as asked. Written to model.folded.onnx."),
             ({"target": None}, "Nothing was written: this was a dry run."),
             ({"target": "-", "source": "-"}, "Written to standard output."),
         ],
@@ -116,25 +137,37 @@ class TestOptimized:
         assert flat(optimized(report(decision("bn"), **changes), Page())).endswith(expected)
 
     def test_the_same_bits(self) -> None:
-        output = OutputCheck("y", 0.0, 1e-7, 0.0, 0.0, passed=True)
-        check = CheckReport(Verdict.PASS, 4.0, (output,), 3)
-        text = flat(optimized(report(decision("bn"), check=check), Page()))
-        assert "Verified: the outputs are the same, bit for bit, over 3 runs and 1 output." in text
+        same = verification(algebra=AlgebraReport(Verdict.PASS, (), (check("a", 0.0, error=0.0),), 16))
+        text = flat(optimized(report(decision("bn"), verification=same), Page()))
+        assert "Verified: 1 tensor of both models are the same in float64, to the last bit." in text
+
+    def test_all_that_was_verified(self) -> None:
+        whole = verification(
+            certificate=Certificate(Verdict.PASS, 106, 25_000_000, 106),
+            runtime=RuntimeReport(
+                Verdict.PASS, (RuntimeCheck("y", "default", "N=1", 1e-7, 2e-7, 1.4, True),)
+            ),
+        )
+        text = flat(optimized(report(decision("bn"), verification=whole), Page()))
+        assert "106 folded constants, all correctly rounded." in text
+        assert "onnxruntime computes both alike (1 comparison)." in text
 
     def test_nothing_folded(self) -> None:
         counts = Counts(1, 0, 9)
         fold = FoldReport((kept("bn", Reason.SHIFT),), counts, counts, modified=False)
-        text = flat(optimized(report(fold=fold, check=None), Page()))
+        text = flat(optimized(report(fold=fold, verification=None), Page()))
         assert text.startswith("model.onnx: nothing could be folded; it has 1 BatchNormalization")
         assert text.endswith("nothing to compare. Written to model.folded.onnx: a copy of the original.")
 
     def test_nothing_there(self) -> None:
         counts = Counts(0, 0, 9)
-        text = optimized(report(fold=FoldReport((), counts, counts, modified=False), check=None), Page())
+        text = optimized(
+            report(fold=FoldReport((), counts, counts, modified=False), verification=None), Page()
+        )
         assert text.startswith("model.onnx: there is nothing to fold\n")
 
     def test_resnet_50_fits_on_a_screen(self) -> None:
-        done = bnfold.optimize(RESNET, dry_run=True, verify=False)
+        done = bnfold.optimize(RESNET, dry_run=True, verify="none")
         assert len(optimized(done, Page()).splitlines()) <= SCREEN
         assert len(inspected(bnfold.inspect(RESNET), Page()).splitlines()) <= SCREEN
         assert len(inspected(bnfold.inspect(RESNET), Page(verbose=True)).splitlines()) > 2 * 53
@@ -161,8 +194,8 @@ Stays, and why:
 
 Other multiplications and additions that stay: 1 for BNF301 (-v tells more).
 
-Verified: the outputs differ by 2 times the original's own rounding noise at
-most (4 is accepted), over 3 runs and 2 outputs.
+Verified: 3 tensors of both models differ in float64 by 2 times the original's
+own rounding noise at most (4 is accepted).
 Written to model.folded.onnx.
 """
 
@@ -256,16 +289,89 @@ class TestPage:
 class TestJson:
     def test_order_and_types(self) -> None:
         data = json.loads(as_json(report(kept("bn", Reason.PADDING))))
-        assert list(data) == ["schema_version", "source", "target", "fold", "check"]
-        assert list(data["check"]) == ["verdict", "tolerance", "outputs", "runs", "message"]
+        assert list(data) == ["schema_version", "source", "target", "fold", "verification"]
+        names = "reference candidate verdict tolerance seed differences algebra runtime certificate message"
+        assert list(data["verification"]) == names.split()
+        assert "formulas" not in data["fold"]
         assert data["fold"]["decisions"][0]["reason"] == "BNF303"
         assert data["fold"]["decisions"][0]["outcome"] == "kept"
 
     def test_numbers_that_json_lacks(self) -> None:
-        output = OutputCheck("y", 1.0, float("inf"), 0.0, float("nan"), passed=True)
-        check = CheckReport(Verdict.PASS, 4.0, (output,), 3)
-        (found,) = json.loads(as_json(report(check=check)))["check"]["outputs"]
-        assert (found["noise"], found["max_abs"], found["error"]) == (None, None, 1.0)
+        odd = verification(check("a", float("inf"), noise=0.0, error=float("nan")))
+        (found,) = json.loads(as_json(odd))["algebra"]["tensors"]
+        assert (found["ratio"], found["noise"], found["error"]) == (None, 0.0, None)
+
+
+class TestCompared:
+    def test_a_pass(self) -> None:
+        whole = verification(
+            check("a"),
+            certificate=Certificate(Verdict.PASS, 106, 25_000_000, 106),
+            runtime=RuntimeReport(
+                Verdict.PASS, (RuntimeCheck("y", "default", "N=1", 1e-7, 2e-7, 1.4, True),)
+            ),
+        )
+        assert compared(whole, Page(100)) == PASSED.strip("\n")
+
+    def test_a_failure_names_the_culprit_and_what_to_do(self) -> None:
+        bad = [check(f"t{i}", 40.0 + i, part="index 3 of axis 1") for i in range(30)]
+        text = compared(verification(check("a"), *bad, verdict=Verdict.FAIL, message="'t0' differs"), Page())
+        assert text.startswith("FAIL: other.onnx is not the same function as model.onnx")
+        assert "- beyond: 't0' (Conv 't0'): 40 times its noise at index 3 of axis 1" in flat(text)
+        assert "- and 25 more" in text
+        assert "Next: compare what computes 't0' in the two files." in flat(text)
+        assert len(text.splitlines()) <= SCREEN
+
+    def test_undecided(self) -> None:
+        algebra = AlgebraReport(
+            Verdict.UNDECIDED, (OutputCheck("y", None, missing="no\x1b such", decided=False),), message="none"
+        )
+        text = compared(verification(verdict=Verdict.UNDECIDED, algebra=algebra, message="none"), Page())
+        assert text.startswith("UNDECIDED: other.onnx could not be compared with model.onnx")
+        assert "'y' itself was not compared: no\\x1b such" in flat(text)
+        assert "Next: feed it what it is made for, with --inputs and --shape NAME=SIZE." in flat(text)
+
+    def test_all_that_may_be_remarked(self) -> None:
+        moved = check("c", problem="it holds what the reference calls 'n'")
+        whole = verification(
+            moved,
+            runtime=RuntimeReport(Verdict.PASS, findings=("onnxruntime changes its mind",)),
+            differences=(Difference("opset", "ai.onnx 17", "ai.onnx 18"),),
+        )
+        whole = replace(whole, algebra=replace(whole.algebra, borrowed=("Gelu 'g'",)))
+        text = flat(compared(whole, Page(verbose=True)))
+        for remark in (
+            "'c': it holds what the reference calls 'n'",
+            "computed by onnxruntime, in its own precision: Gelu 'g'",
+            "- onnxruntime changes its mind",
+            "- opset: ai.onnx 17; the candidate has ai.onnx 18",
+            "tensor node ratio c Conv 'c' 0.5 y Conv 'y' 2",
+        ):
+            assert remark in text
+
+    def test_many_outputs(self) -> None:
+        outputs = tuple(OutputCheck(f"y{i}", check(f"y{i}", i / 10)) for i in range(20))
+        text = compared(verification(algebra=AlgebraReport(Verdict.PASS, outputs)), Page())
+        assert text.index("y19") < text.index("y18")  # the worst first
+        assert "and 8 outputs more" in text and len(text.splitlines()) <= SCREEN
+
+    @pytest.mark.parametrize("width", [40, 60, 80, 200])
+    def test_fits(self, width: int) -> None:
+        text = compared(verification(check("a")), Page(width))
+        assert max(map(len, text.splitlines())) <= width
+
+
+PASSED = """
+PASS: other.onnx is the same function as model.onnx
+
+  output  ratio  max abs  max rel  ulp p50  p99  max     SNR    cosine  top-1
+  y           2  2.0e-07  3.0e-06      0.5  1.5   12  141 dB  1.000000   100%
+
+Float64: 2 tensors of both models compared; at worst 2 times the reference's own rounding noise, at
+  'y' (4 is accepted; 4 feeds, 16 draws of nudged constants).
+onnxruntime: pass; 1 comparison, worst ratio 1.4
+Certificate: 106 folded constants (25,000,000 numbers), all correctly rounded.
+"""
 
 
 class TestReasons:

@@ -1,20 +1,12 @@
-"""Reports as text for a terminal: what happened on one screen, every decision when asked for.
-
-Plain ASCII apart from the names of the model, whose control characters are spelled out: they are other
-people's, and a terminal would obey them.
-"""
+"""Folds as text for a terminal: what happened on one screen, every decision when asked for."""
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 
 from ..report import (
     BatchNormFacts,
-    CheckReport,
     Counts,
     Decision,
     InspectReport,
@@ -22,8 +14,9 @@ from ..report import (
     Outcome,
     Reason,
 )
+from .comparison import proof
+from .page import Ink, Page, called, many, printable, table
 
-_NARROWEST, _WIDEST = 40, 100
 _SCREENFUL = 20  # lines of a table; what is longer is grouped
 _EXAMPLES = 2
 
@@ -42,48 +35,9 @@ _WAYS = {
 }
 
 
-class _Ink(StrEnum):
-    """How to begin a coloured piece."""
-
-    BOLD = "\x1b[1m"
-    GOOD = "\x1b[32m"
-    CODE = "\x1b[36m"
-
-
-@dataclass(frozen=True)
-class Page:
-    """What the reader looks at.
-
-    Attributes:
-        width: Columns.
-        color: Whether it shows colours.
-        verbose: Whether every decision is wanted.
-    """
-
-    width: int = 80
-    color: bool = False
-    verbose: bool = False
-
-    def paint(self, text: str, ink: _Ink) -> str:
-        return f"{ink}{text}\x1b[0m" if self.color else text
-
-    def prose(self, text: str, indent: int = 0, hang: int = 0) -> list[str]:
-        """The text in lines that fit; all but the first are indented by `hang` more."""
-        width = min(max(self.width, _NARROWEST), _WIDEST)
-        pad = " " * indent
-        return textwrap.wrap(
-            text,
-            width,
-            initial_indent=pad,
-            subsequent_indent=pad + " " * hang,
-            break_on_hyphens=False,
-            break_long_words=False,  # they are names, and someone may want to copy them
-        )
-
-
 def optimized(report: OptimizeReport, page: Page) -> str:
     """What `optimize` did: how much was folded, what stays and why, whether it was checked, where it is."""
-    lines = [page.paint(line, _Ink.BOLD) for line in page.prose(_headline(report))]
+    lines = [page.paint(line, Ink.BOLD) for line in page.prose(_headline(report))]
     fold = report.fold
     if fold.modified:
         lines += ["", *_counts(fold.before, fold.after, page), "", *page.prose(_ways(fold.decisions))]
@@ -97,7 +51,7 @@ def optimized(report: OptimizeReport, page: Page) -> str:
 def inspected(report: InspectReport, page: Page) -> str:
     """What `inspect` found: each BatchNormalization, the worst first, or groups of them if there are many."""
     found = report.batchnorms
-    lines = [page.paint(line, _Ink.BOLD) for line in page.prose(_summary(report))]
+    lines = [page.paint(line, Ink.BOLD) for line in page.prose(_summary(report))]
     if found:
         worst_first = sorted(found, key=_badness, reverse=True)
         grouped = len(found) > _SCREENFUL and not page.verbose
@@ -110,7 +64,7 @@ def inspected(report: InspectReport, page: Page) -> str:
 
 def explained(reason: Reason, page: Page) -> str:
     """A reason, in full."""
-    lines = [f"{page.paint(reason.value, _Ink.CODE)}  {reason.name.lower().replace('_', ' ')}"]
+    lines = [f"{page.paint(reason.value, Ink.CODE)}  {reason.name.lower().replace('_', ' ')}"]
     return "\n".join([*lines, *page.prose(reason.sentence, 2), *page.prose(reason.remedy, 2)])
 
 
@@ -119,30 +73,25 @@ def reasons(page: Page) -> str:
     lines: list[str] = []
     for reason in Reason:
         first, *rest = page.prose(reason.sentence, 8)
-        lines += [f"{page.paint(reason.value, _Ink.CODE)}  {first.lstrip()}", *rest]
+        lines += [f"{page.paint(reason.value, Ink.CODE)}  {first.lstrip()}", *rest]
     return "\n".join(lines)
-
-
-def printable(text: str) -> str:
-    """The text in one line, with everything a terminal might obey spelled out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 # optimize
 
 
 def _headline(report: OptimizeReport) -> str:
-    source, fold = _called(report.source, "standard input"), report.fold
+    source, fold = called(report.source, "standard input"), report.fold
     total = fold.before.batchnorms
     gone = total - fold.after.batchnorms
     others = sum(d.outcome is not Outcome.KEPT and not d.batchnorms for d in fold.decisions)
     if not fold.modified:
         what = "nothing could be folded" if fold.decisions else "there is nothing to fold"
-        return f"{source}: {what}" + (f"; it has {_many(total, 'BatchNormalization')}" if total else "")
+        return f"{source}: {what}" + (f"; it has {many(total, 'BatchNormalization')}" if total else "")
     if not total:
-        return f"{source}: no BatchNormalization; {_many(others, 'other affine run')} folded"
-    also = f", and {_many(others, 'other affine run')}" if others else ""
-    return f"{source}: {gone} of {_many(total, 'BatchNormalization')} folded{also}"
+        return f"{source}: no BatchNormalization; {many(others, 'other affine run')} folded"
+    also = f", and {many(others, 'other affine run')}" if others else ""
+    return f"{source}: {gone} of {many(total, 'BatchNormalization')} folded{also}"
 
 
 def _counts(before: Counts, after: Counts, page: Page) -> Iterator[str]:
@@ -152,7 +101,7 @@ def _counts(before: Counts, after: Counts, page: Page) -> Iterator[str]:
         ("Mul, Add, ... by a constant", str(before.affines), str(after.affines)),
         ("all", str(before.nodes), str(after.nodes)),
     ]
-    yield from _table(rows, "<>>", page)
+    yield from table(rows, "<>>", page)
 
 
 def _into(decisions: Sequence[Decision], outcome: Outcome) -> str:
@@ -187,11 +136,11 @@ def _stays(decisions: Sequence[Decision], page: Page) -> Iterator[str]:
     others = [d for d in kept if not d.batchnorms and not page.verbose]
     groups = _by_reason(mainly)
     if groups:
-        yield from ("", page.paint("Stays, and why:", _Ink.BOLD))
+        yield from ("", page.paint("Stays, and why:", Ink.BOLD))
     for reason, group in groups:
         operators = Counter(op for d in group for op in d.op_types)
         what = ", ".join(f"{number} {op}" for op, number in operators.most_common())
-        yield f"  {page.paint(reason.value, _Ink.CODE)}  {what}"
+        yield f"  {page.paint(reason.value, Ink.CODE)}  {what}"
         yield from page.prose(reason.sentence, 10)
         yield from page.prose(reason.remedy, 10)
         for decision in group[:_EXAMPLES]:
@@ -226,30 +175,18 @@ def _each(decisions: Iterable[Decision], page: Page) -> Iterator[str]:
 
 
 def _proof(report: OptimizeReport, page: Page) -> list[str]:
-    check = report.check
     if not report.fold.modified:
         return page.prose("Not verified: nothing was changed, so there is nothing to compare.")
-    if check is None:
+    if report.verification is None:
         return page.prose("Not verified, as asked.")
-    first, *rest = page.prose("Verified: " + _ratio(check))
-    return [first.replace("Verified", page.paint("Verified", _Ink.GOOD), 1), *rest]
-
-
-def _ratio(check: CheckReport) -> str:
-    worst = max((output.ratio for output in check.outputs), default=0.0)
-    over = f"over {_many(check.runs, 'run')} and {_many(len(check.outputs), 'output')}"
-    if not any(output.error for output in check.outputs):
-        return f"the outputs are the same, bit for bit, {over}."
-    return (
-        f"the outputs differ by {worst:.2g} times the original's own rounding noise at most"
-        f" ({check.tolerance:g} is accepted), {over}."
-    )
+    first, *rest = page.prose("Verified: " + proof(report.verification))
+    return [first.replace("Verified", page.paint("Verified", Ink.GOOD), 1), *rest]
 
 
 def _whereabouts(report: OptimizeReport) -> str:
     if report.target is None:
         return "Nothing was written: this was a dry run."
-    target = _called(report.target, "standard output")
+    target = called(report.target, "standard output")
     return f"Written to {target}" + ("." if report.fold.modified else ": a copy of the original.")
 
 
@@ -257,14 +194,14 @@ def _whereabouts(report: OptimizeReport) -> str:
 
 
 def _summary(report: InspectReport) -> str:
-    source, found = _called(report.source, "standard input"), report.batchnorms
+    source, found = called(report.source, "standard input"), report.batchnorms
     if not found:
         return f"{source}: no BatchNormalization"
     would = sum(b.decision.outcome not in (Outcome.KEPT, Outcome.MERGED) for b in found)
     parameters = sum(b.parameters or 0 for b in found)
     trained = sum(b.trained or 0 for b in found)
     sizes = f"{parameters:,} parameters, {trained:,} of them trained"
-    return f"{source}: {_many(len(found), 'BatchNormalization')} with {sizes}; {would} would fold"
+    return f"{source}: {many(len(found), 'BatchNormalization')} with {sizes}; {would} would fold"
 
 
 def _badness(facts: BatchNormFacts) -> tuple[bool, bool, bool, bool]:
@@ -291,7 +228,7 @@ def _listed(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
     for b in found:
         sizes = ("?" if n is None else str(n) for n in (b.channels, b.parameters, b.trained))
         rows.append((_row_name(b), *sizes, _statistics(b), _fate(b.decision)))
-    yield from _table(rows, "<>>><<", page, spare=(2, 3))
+    yield from table(rows, "<>>><<", page, spare=(2, 3))
 
 
 def _grouped(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
@@ -305,7 +242,7 @@ def _grouped(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
         sizes = sorted({b.channels for b in group if b.channels is not None})
         span = "?" if not sizes else f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
         rows.append((_row_name(group[0]), str(len(group)), span, kind, fate))
-    yield from _table(rows, "<>><<", page, spare=(2,))
+    yield from table(rows, "<>><<", page, spare=(2,))
     yield ""
     yield "-v lists each of them."
 
@@ -313,36 +250,6 @@ def _grouped(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
 def _row_name(facts: BatchNormFacts) -> str:
     """The name in a table of nothing but BatchNormalizations, which exporters like to repeat in it."""
     return _named(facts.decision.graph, facts.node.removesuffix("/BatchNormalization") or facts.node)
-
-
-def _table(
-    rows: Sequence[Sequence[str]], aligned: str, page: Page, spare: Sequence[int] = ()
-) -> Iterator[str]:
-    """Columns; on a narrow page the first gives way, in the middle of its names.
-
-    Args:
-        rows: The cells; the head comes first.
-        aligned: "<" or ">" per column.
-        page: Where it goes.
-        spare: Columns that go when there is no room for twelve characters in the first.
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    room = page.width - sum(width + 2 for width in widths[1:]) - 2
-    if spare and room < min(12, widths[0]):
-        fewer = [[cell for i, cell in enumerate(row) if i not in spare] for row in rows]
-        yield from _table(fewer, "".join(a for i, a in enumerate(aligned) if i not in spare), page)
-        return
-    widths[0] = min(widths[0], max(room, 12))
-    for first, *others in rows:
-        cells = zip((_shortened(first, widths[0]), *others), aligned, widths, strict=True)
-        yield ("  " + "  ".join(f"{cell:{side}{width}}" for cell, side, width in cells)).rstrip()
-
-
-def _shortened(name: str, width: int) -> str:
-    if len(name) <= width:
-        return name
-    tail = (width - 2) * 2 // 3
-    return f"{name[: width - 2 - tail]}..{name[len(name) - tail :]}"
 
 
 # Words
@@ -356,11 +263,3 @@ def _place(decision: Decision) -> str:
 
 def _named(graph: str, node: str) -> str:
     return printable(f"{graph}/{node}" if graph else node)
-
-
-def _called(path: str, stream: str) -> str:
-    return stream if path == "-" else printable(path)
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

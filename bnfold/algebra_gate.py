@@ -1,0 +1,425 @@
+"""Compares two models in float64, tensor by tensor, with the reference's own noise as the yardstick.
+
+The reference, some runs of it with nudged constants, and the candidate walk through their graphs side by
+side. Whatever both name alike is compared as soon as both have it, and dropped. There are two ways to
+walk:
+
+- *through*: each goes on with its own values, so errors and noise add up as they do in use;
+- *alone*: after each comparison all go on with the reference's value. So every stretch between two
+  shared names is judged alone: a small fault does not drown in the noise of the layers before it, nor
+  in a saturated output after it, and the stretch at fault is the one that is named.
+
+Decisions (integers, booleans, what Round and its like make) are handed on by the reference in both ways:
+a tie that rounding breaks the other way is judged where it is broken, not in all that follows from it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from .evaluate import Change, EvaluationError, Missing, Program
+from .feeds import Feed
+from .measure import Sums, Tally, Unlike, apart, difference, metrics
+from .nudge import Nudge
+from .verification import AlgebraReport, Limit, Metrics, OutputCheck, TensorCheck, Verdict
+
+Array = NDArray[Any]
+
+# Float operators that jump: a difference in the last place may become one of a whole step.
+_JUMPING = {"Ceil", "Floor", "Hardmax", "Round", "Sign"}
+# Nudged runs that go along on each walk.
+_DRAWS = 4
+# Below so many elements, handing work to a thread takes longer than the work.
+_WORTH_A_THREAD = 1 << 13
+# So many tolerances off, a value is no rounding of the one it should be: it may be another one.
+_HOPELESS = 100.0
+
+
+class CandidateFails(Exception):
+    """The candidate cannot be evaluated where the reference can."""
+
+
+class _Lane:
+    """A run that waits after each value to be told what to go on with.
+
+    Attributes:
+        name: Of the value it waits at; None when it has come to its end.
+        value: That value.
+        reply: What it is to go on with; None for its own value.
+        failure: Why it ended before its time, or "".
+    """
+
+    def __init__(
+        self, program: Program, feed: Mapping[str, Array], wanted: Sequence[str], change: Change | None = None
+    ) -> None:
+        self._run = program.run(feed, wanted=wanted, change=change)
+        self.name: str | None = ""
+        self.value: Array | Missing = Missing("")
+        self.reply: Array | None = None
+        self.failure = ""
+
+    def advance(self) -> None:
+        try:
+            self.name, self.value = self._run.send(self.reply)
+        except StopIteration:
+            self.name = None
+        except EvaluationError as error:
+            self.name, self.failure = None, str(error)
+        self.reply = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """What the reference has at a name, until the candidate gets there."""
+
+    value: Array | Missing
+    noises: Sequence[Sums]
+
+
+class Comparison:
+    """Two models side by side; walks add evidence, `report` weighs it. Use it in a `with`.
+
+    Args:
+        reference, candidate: The models.
+        tolerance: How many times the noise an error may be.
+        seed: Decides the nudges.
+        by_name: Whether equal names of inner tensors mean equal values; False compares outputs only.
+        limits: Criteria that outputs are judged by instead, by name; "" is for all the others.
+        certified: Whether the folded constants are known to be correctly rounded: that decides where the
+            nudged constants move nothing.
+        progress: Called with the number of walks done, fractions included.
+    """
+
+    def __init__(
+        self,
+        reference: Program,
+        candidate: Program,
+        *,
+        tolerance: float,
+        seed: int,
+        by_name: bool = True,
+        limits: Mapping[str, Limit],
+        certified: bool = False,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        self.reference, self.candidate = reference, candidate
+        self.tolerance = tolerance
+        self.walks: list[str] = []
+        self.draws = 0
+        self._seed = seed
+        self._limits = limits
+        self._certified = certified
+        self._progress = progress
+        self._nudge = Nudge(reference.model)
+        theirs = {*candidate.computed, *candidate.outputs}
+        names = [n for n in dict.fromkeys((*reference.computed, *reference.outputs)) if n in theirs]
+        self._shared = [n for n in names if by_name or n in reference.outputs]
+        self._vanished = [n for n in reference.computed if by_name and n not in theirs]
+        self._through: dict[str, Tally] = {}
+        self._alone: dict[str, Tally] = {}
+        self._missing: dict[str, str] = {}
+        self._metrics: dict[str, Metrics] = {}
+        self._strays: dict[str, Array] = {}
+        self._moved: dict[str, str] = {}
+        self._beyond: dict[str, str] = {}
+        self._types = {v.name: _dtype(v) for v in reference.model.graph.output}
+        self._workers = ExitStack()
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
+
+    def __enter__(self) -> Self:
+        self._workers.enter_context(self._pool)
+        # Side by side, runs that each ask for all cores wait for one another: several times slower.
+        threads = max(1, (os.cpu_count() or 1) // (_DRAWS + 2))
+        self._workers.enter_context(threadpool_limits(threads, user_api="blas"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._workers.close()
+
+    # Walking
+
+    def walk(self, feed: Feed, *, alone: bool) -> None:
+        """Compare on one feed.
+
+        Args:
+            feed: Values of the inputs.
+            alone: Whether each stretch is judged alone.
+
+        Raises:
+            EvaluationError: The reference cannot be evaluated on this feed; the walk counts for nothing.
+            CandidateFails: The reference can, the candidate cannot.
+        """
+        # What went astray on the way through would lead everything astray if it were handed on.
+        lost = self._strays.keys() | self._moved.keys() if alone else set()
+        shared = [name for name in self._shared if name not in lost]
+        number, asked = len(self.walks), [*shared, *self._vanished]
+        changes = [None, *(self._nudge.draw(self._seed, number, k) for k in range(_DRAWS))]
+        group = [_Lane(self.reference, feed.arrays, asked, change) for change in changes]
+        other = _Lane(self.candidate, feed.arrays, shared)
+        found = self._side_by_side(group, other, set(shared), alone)
+        if other.failure:
+            raise CandidateFails(other.failure)
+        for name, tally in found.items():
+            (self._alone if alone else self._through).setdefault(name, Tally(tally.exact)).merge(tally)
+        self.walks.append(feed.description)
+        self.draws += _DRAWS
+
+    def _side_by_side(
+        self, group: Sequence[_Lane], other: _Lane, shared: set[str], alone: bool
+    ) -> dict[str, Tally]:
+        """Let the reference, its nudged runs and the candidate go on until all have come to their end."""
+        found: dict[str, Tally] = {}
+        held: dict[str, _Held] = {}
+        turn, size = [*group, other], 0
+        while turn:
+            self._advance(turn, size)
+            if group[0].failure:
+                raise EvaluationError(group[0].failure)
+            if group[0] in turn and (name := group[0].name) is not None:
+                held[name] = self._settle(group, alone and name in shared)
+                if name not in shared:
+                    self._look_for_strays(name, held.pop(name))
+            turn = []
+            if other.name is None:
+                held.clear()
+            elif other.name in held:
+                mine = held.pop(other.name)
+                size = 0 if isinstance(mine.value, Missing) else mine.value.size
+                other.reply = self._meet(other.name, other.value, mine, found, alone)
+                turn.append(other)
+                if self._progress is not None:
+                    self._progress(len(self.walks) + len(found) / len(shared))
+            if group[0].name is not None and not (turn and held):
+                turn += group
+        return found
+
+    def _advance(self, lanes: Sequence[_Lane], size: int) -> None:
+        going = [lane for lane in lanes if lane.name is not None]
+        for _ in (self._pool.map if size >= _WORTH_A_THREAD else map)(_Lane.advance, going):
+            pass
+
+    def _settle(self, group: Sequence[_Lane], hand_on: bool) -> _Held:
+        """Take the reference's value and the noise around it, and let the nudged runs have that value
+        if it is to be handed on, or is a decision."""
+        first, *nudged = group
+        value = first.value
+        if isinstance(value, Missing):
+            return _Held(value, ())
+        lanes = [lane for lane in nudged if lane.name == first.name]
+        exact = self._is_decision(first.name, value)
+
+        def noise(lane: _Lane) -> Sums | None:
+            try:
+                return None if isinstance(lane.value, Missing) else apart(lane.value, value, exact=exact)
+            except Unlike:
+                return None
+
+        noises = list((self._pool.map if value.size >= _WORTH_A_THREAD else map)(noise, lanes))
+        if hand_on or exact:
+            for lane in lanes:
+                lane.reply = value
+        return _Held(value, [sums for sums in noises if sums is not None])
+
+    def _meet(
+        self, name: str, value: Array | Missing, mine: _Held, tallies: dict[str, Tally], alone: bool
+    ) -> Array | None:
+        """Compare the candidate's value, and say what it is to go on with."""
+        reference = mine.value
+        for either in (reference, value):
+            if isinstance(either, Missing):
+                self._missing.setdefault(name, either.reason)
+                return None
+        assert not isinstance(value, Missing) and not isinstance(reference, Missing)
+        exact = self._is_decision(name, reference)
+        if exact and self._is_tie(name, tallies):
+            value = reference
+        tally = tallies[name] = Tally.of(value, reference, mine.noises, exact=exact)
+        if not alone and name in self.reference.outputs and not tally.problem:
+            self._look_closely(name, value, reference)
+        if exact or alone:
+            return reference
+        if tally.problem or tally.worst().ratio > _HOPELESS * self.tolerance:
+            self._strays[name] = value
+        return None
+
+    def _is_decision(self, name: str | None, value: Array) -> bool:
+        node = self.reference.producer.get(name or "")
+        return value.dtype.kind != "f" or (node is not None and node.op_type in _JUMPING)
+
+    def _is_tie(self, name: str, tallies: Mapping[str, Tally]) -> bool:
+        """Whether both decide by the same node, from values that were found to be alike."""
+        ours, theirs = self.reference.producer.get(name), self.candidate.producer.get(name)
+        if ours is None or theirs is None or not _is_same_node(ours, theirs):
+            return False
+        return all(self._is_alike(i, tallies) for i in ours.input if i)
+
+    def _is_alike(self, name: str, tallies: Mapping[str, Tally]) -> bool:
+        """Whether a value was compared and found alike, or follows in both from such by the same nodes."""
+        tally = tallies.get(name)
+        if tally is not None and (tally.finite or tally.problem):
+            return not tally.problem and tally.worst().ratio <= self.tolerance
+        if name in self.reference.producer:
+            return self._is_tie(name, tallies)
+        ours, theirs = self.reference.stored(name), self.candidate.stored(name)
+        if ours is None or theirs is None:
+            return ours is theirs  # neither: it is an input of the graph
+        return (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape) and ours.tobytes() == theirs.tobytes()
+
+    def _look_closely(self, name: str, value: Array, reference: Array) -> None:
+        """An output: the figures that people know, and the criteria that they gave."""
+        limit = self._limits.get(name, self._limits.get(""))
+        if limit is not None and (count := _beyond(limit, value, reference)):
+            told = f"{count} of {value.size} elements are beyond atol {limit.atol:g}, rtol {limit.rtol:g}"
+            self._beyond.setdefault(name, told)
+        if value.dtype.kind == "f" and name not in self._metrics:
+            self._metrics[name] = metrics(value, reference, self._types[name])
+
+    def _look_for_strays(self, name: str, mine: _Held) -> None:
+        """Whether a value that is not what its name says is that of a name which the candidate lacks.
+
+        Other tools let a folded convolution keep its own output's name.
+        """
+        value = mine.value
+        if isinstance(value, Missing) or not self._strays:
+            return
+        for stray, theirs in list(self._strays.items()):
+            tally = Tally.of(theirs, value, mine.noises, exact=False)
+            if not tally.problem and tally.worst().ratio <= self.tolerance:
+                self._moved[stray] = name
+                del self._strays[stray]
+
+    # Weighing
+
+    @property
+    def smallest_output(self) -> int:
+        """Elements of the smallest floating output in a walk; many where there is none."""
+        tallies = (self._through[n] for n in self.reference.outputs if n in self._through)
+        sizes = [t.elements // max(len(self.walks), 1) for t in tallies if t.elements and not t.exact]
+        return min(sizes, default=1 << 30)
+
+    def is_unclear(self, *, alone: bool) -> bool:
+        """Whether the worst ratio in that kind of walk is neither clearly good nor hopeless."""
+        tallies = (self._alone if alone else self._through).items()
+        ratios = [t.worst().ratio for name, t in tallies if name not in self._moved and not t.problem]
+        worst = max(ratios, default=0.0)
+        return self.tolerance / 2 < worst < _HOPELESS * self.tolerance
+
+    def report(self) -> AlgebraReport:
+        """What all walks together say."""
+        outputs = tuple(self._output(name) for name in dict.fromkeys(self.reference.outputs))
+        inner = (n for n in self._shared if n not in self.reference.outputs and n in self._through)
+        tensors = tuple(self._check(name) for name in inner)
+        found = AlgebraReport(
+            Verdict.PASS,
+            outputs,
+            tensors,
+            self.draws,
+            tuple(self.walks),
+            tuple(dict.fromkeys((*self.reference.borrowed, *self.candidate.borrowed))),
+        )
+        verdict, message = self._verdict(found)
+        return replace(found, verdict=verdict, message=message)
+
+    def _verdict(self, found: AlgebraReport) -> tuple[Verdict, str]:
+        if found.culprit is not None:
+            return Verdict.FAIL, blame(found.culprit, self.tolerance)
+        lacking = [o.name for o in found.outputs if o.name not in self.candidate.outputs]
+        if lacking and len(lacking) < len(found.outputs):
+            return Verdict.FAIL, f"the candidate lacks the output '{lacking[0]}'"
+        open_questions = [f"output '{o.name}': {o.missing}" for o in found.outputs if not o.decided]
+        if open_questions:
+            return Verdict.UNDECIDED, "; ".join(open_questions)
+        if not any(tally.finite for tally in self._through.values()):
+            return Verdict.UNDECIDED, "nothing was compared: no tensor of both models holds a finite number"
+        return Verdict.PASS, ""
+
+    def _output(self, name: str) -> OutputCheck:
+        tally = self._through.get(name)
+        if name not in self.candidate.outputs:
+            return OutputCheck(name, None, missing="the candidate has no output of this name", decided=False)
+        if tally is not None and (tally.finite or tally.problem):
+            return OutputCheck(name, self._check(name), self._metrics.get(name))
+        empty = (
+            "it has no elements" if tally is not None and not tally.elements else "it holds no finite number"
+        )
+        why = self._missing.get(name, empty)
+        if self._is_alike(name, self._through):
+            told = f"{why}; but in both models the same nodes compute it from tensors that were compared"
+            return OutputCheck(name, None, missing=told)
+        return OutputCheck(name, None, missing=why, decided=False)
+
+    def _check(self, name: str) -> TensorCheck:
+        through, alone = self._through[name], self._alone.get(name, Tally())
+        worst, is_alone = through.worst(), False
+        if alone.worst().ratio > worst.ratio:
+            worst, is_alone = alone.worst(), True
+        producer = self.reference.producer.get(name)
+        node = f"{producer.op_type} '{producer.name or name}'" if producer is not None else ""
+        problem = through.problem or alone.problem
+        silent = self._certified and not any(t.noise.get("") for t in (through, alone))
+        passed = not problem and (worst.ratio <= self.tolerance or silent)
+        if name in self._moved:
+            problem, passed = f"it holds what the reference calls '{self._moved[name]}'", True
+        elif name in self.reference.outputs and self._limits.get(name, self._limits.get("")) is not None:
+            problem = problem or self._beyond.get(name, "")
+            passed = not problem
+        elif self._limits and name not in self.reference.outputs:
+            passed = True  # with criteria of one's own, only outputs are judged
+        return TensorCheck(
+            name=name,
+            node=node,
+            error=worst.error,
+            noise=worst.noise,
+            ratio=worst.ratio,
+            part=worst.part,
+            alone=is_alone,
+            passed=passed,
+            problem=problem,
+        )
+
+
+def blame(check: TensorCheck, tolerance: float) -> str:
+    """What is wrong with a tensor, in one sentence."""
+    where = f"'{check.name}'" + (f" ({check.node})" if check.node else "")
+    if check.problem:
+        return f"{where}: {check.problem}"
+    part = f" at {check.part}" if check.part else ""
+    if not check.noise:
+        return f"{where} differs by {check.error:.3g}{part}, where rounding changes nothing"
+    return (
+        f"{where} differs by {check.error:.3g}{part}, which is {check.ratio:.3g} times what the rounding of "
+        f"the reference's own constants explains ({check.noise:.3g}); {tolerance:g} times is accepted"
+    )
+
+
+def _beyond(limit: Limit, value: Array, reference: Array) -> int:
+    """How many elements are further apart than the limit allows."""
+    gap = np.abs(difference(value, reference))
+    with np.errstate(invalid="ignore"):
+        return int(np.count_nonzero(gap > limit.atol + limit.rtol * np.abs(reference)))
+
+
+def _dtype(output: onnx.ValueInfoProto) -> np.dtype[Any]:
+    """The declared type of an output; float32 where there is none."""
+    code = output.type.tensor_type.elem_type or onnx.TensorProto.FLOAT
+    return onnx.helper.tensor_dtype_to_np_dtype(code)
+
+
+def _is_same_node(ours: onnx.NodeProto, theirs: onnx.NodeProto) -> bool:
+    """Whether two nodes do the same to values of the same names."""
+
+    def told(node: onnx.NodeProto) -> tuple[Any, ...]:
+        attributes = sorted((a.name, a.SerializeToString(deterministic=True)) for a in node.attribute)
+        return node.domain, node.op_type, node.overload, list(node.input), len(node.output), attributes
+
+    return told(ours) == told(theirs)

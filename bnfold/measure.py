@@ -1,0 +1,248 @@
+"""How far one tensor is from another, and how much of that rounding explains.
+
+A fault may sit in one channel among thousands. So an error is compared with the noise over the whole
+tensor, and over every index of axis 1 and of the last axis, one of which holds the channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .verification import Metrics
+
+Array = NDArray[Any]
+F64 = NDArray[np.float64]
+
+# What float64 arithmetic itself may lose of a value in a few operations: the floor under every noise.
+_FLOAT64 = 2.0**-50
+# A mean square below which nothing is told apart from nothing.
+_SMALLEST = 1e-290
+
+# What is measured besides the whole tensor. About its mean, a channel shows a wrong slope that an
+# uncertain shift of it would hide.
+_CHANNELS, _ABOUT, _LAST = "axis 1", "axis 1 about its mean", "the last axis"
+_WITH_MEAN = {_ABOUT: _CHANNELS}
+
+
+class Unlike(Exception):
+    """Two tensors that no number compares: other shapes, or NaN and infinity in other places."""
+
+
+Sums = dict[str, F64]  # sums of squares: over everything under "", along an axis under its name
+
+
+@dataclass(frozen=True)
+class Measure:
+    """An error beside what rounding explains of it.
+
+    Attributes:
+        error: Root mean square.
+        noise: What rounding explains of it; for a part, what it explains of the worst of so many.
+        ratio: error / noise.
+        part: Where: "" is the whole tensor.
+    """
+
+    error: float = 0.0
+    noise: float = 0.0
+    ratio: float = 0.0
+    part: str = ""
+
+
+@dataclass
+class Tally:
+    """One tensor over all feeds, each in units of its own noise, so that all count alike.
+
+    Attributes:
+        exact: Whether elements count as equal or not, so that sums are numbers of elements.
+        error: Of the candidate against the reference.
+        noise: Of the nudged runs against the reference, per run.
+        size: Of the reference itself.
+        elements: How many elements were summed.
+        finite: How many of the reference's are finite numbers.
+        units: Per feed, the mean square that counts as 1.
+        problem: What is wrong beyond numbers, or "".
+    """
+
+    exact: bool = False
+    error: Sums = field(default_factory=dict)
+    noise: Sums = field(default_factory=dict)
+    size: Sums = field(default_factory=dict)
+    elements: int = 0
+    finite: int = 0
+    units: list[float] = field(default_factory=list)
+    problem: str = ""
+
+    @classmethod
+    def of(cls, value: Array, reference: Array, noises: Sequence[Sums], *, exact: bool) -> Tally:
+        """One feed: the candidate's value, the reference's, and how far nudged runs are from that."""
+        numbers: F64 = np.asarray(reference, np.float64)
+        known = np.isfinite(numbers)
+        finite = int(np.count_nonzero(known))
+        size = squares(numbers if finite == numbers.size else np.where(known, numbers, 0.0))
+        noise: Sums = {}
+        for one in noises:
+            noise = _plus(noise, {part: total / len(noises) for part, total in one.items()})
+        error: Sums = {}
+        problem = ""
+        try:
+            error = apart(value, reference, exact=exact)
+        except Unlike as unlike:
+            problem = str(unlike)
+        unit = 1.0
+        if not exact:
+            whole = float(noise.get("", 0.0)) + _FLOAT64**2 * float(size[""])
+            unit = max(whole / max(numbers.size, 1), _SMALLEST)
+        error, noise, size = (
+            {part: sums / unit for part, sums in each.items()} for each in (error, noise, size)
+        )
+        return cls(exact, error, noise, size, numbers.size, finite, [unit], problem)
+
+    def merge(self, other: Tally) -> None:
+        """Take in what another feed has shown."""
+        self.error = _plus(self.error, other.error)
+        self.noise = _plus(self.noise, other.noise)
+        self.size = _plus(self.size, other.size)
+        self.elements += other.elements
+        self.finite += other.finite
+        self.units += other.units
+        self.problem = self.problem or other.problem
+
+    def worst(self) -> Measure:
+        """The measure with the largest ratio.
+
+        The noise of a part is never taken below its share by size of that of all parts together: the few
+        draws that it was measured by may all have been small there. And the largest of n normal deviates
+        is about sqrt(2 ln n) times their deviation, so the worst of n parts is forgiven that much.
+        """
+        measures = []
+        for part, error in self.error.items():
+            if not error.size:
+                continue
+            size, noise = self.size[part], self.noise.get(part, np.zeros(1))
+            share = float(noise.sum() / total) if part and (total := size.sum()) else 0.0
+            noise = noise + share * size + _FLOAT64**2 * self.size[_WITH_MEAN.get(part, part)]
+            if part:
+                noise = noise * max(1.0, 2.0 * math.log(error.size))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratios = np.where(error > 0, np.sqrt(error / noise), 0.0)
+            i = int(np.argmax(ratios))
+            scale = float(np.mean(self.units)) * error.size / max(self.elements, 1)
+            rms = math.sqrt(error.flat[i] * scale), math.sqrt(noise.flat[i] * scale)
+            measures.append(Measure(*rms, float(ratios.flat[i]), f"index {i} of {part}" if part else ""))
+        return max(measures, key=lambda m: m.ratio, default=Measure())
+
+
+def apart(value: Array, reference: Array, *, exact: bool) -> Sums:
+    """How far two tensors are from one another: sums of squared differences, or, where values count as
+    equal or not, of elements that differ.
+
+    Raises:
+        Unlike: Their shapes differ, or one is finite where the other is not.
+    """
+    if not exact:
+        return squares(difference(value, reference))
+    _need_shape(value, reference)
+    other = (value != reference) & ((value == value) | (reference == reference))  # NaN equals NaN here
+    return squares(other.astype(np.float64))
+
+
+def difference(value: Array, reference: Array) -> F64:
+    """value - reference, 0 where both are the same infinity or NaN.
+
+    Raises:
+        Unlike: Their shapes differ, or one is finite where the other is not.
+    """
+    _need_shape(value, reference)
+    with np.errstate(invalid="ignore", over="ignore"):
+        gap: F64 = np.subtract(value, reference, dtype=np.float64)
+    if math.isfinite(float(np.dot(gap.reshape(-1), gap.reshape(-1)))):
+        return gap
+    same = (value == reference) | (np.isnan(value) & np.isnan(reference))
+    other = ~same & ~(np.isfinite(value) & np.isfinite(reference))
+    if count := int(np.count_nonzero(other)):
+        raise Unlike(f"it has NaN or infinity in other places ({count} of {value.size} elements)")
+    return np.where(same, 0.0, gap)
+
+
+def squares(values: F64) -> Sums:
+    """Sums of squares over everything, along axis 1, and from rank 3 on also along axis 1 about the mean of
+    each index and along the last axis."""
+    if values.ndim < 2:
+        flat = values.reshape(-1)
+        return {"": np.asarray(np.dot(flat, flat))}
+    rows = values.reshape(values.shape[0], values.shape[1], math.prod(values.shape[2:]))
+    first = np.linalg.vecdot(rows, rows).sum(axis=0)
+    sums = {"": np.asarray(first.sum()), _CHANNELS: first}
+    if values.ndim > 2:
+        mean_squares = rows.sum(axis=(0, 2)) ** 2 / max(rows.shape[0] * rows.shape[2], 1)
+        # The difference of two almost equal numbers is no number: the margin is far beyond its rounding.
+        sums[_ABOUT] = np.maximum(first * (1.0 - 2.0**-40) - mean_squares, 0.0)
+        columns = values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
+        sums[_LAST] = np.einsum("rc,rc->c", columns, columns)
+    return sums
+
+
+def metrics(value: Array, reference: Array, dtype: np.dtype[Any]) -> Metrics:
+    """Familiar figures of how far `value` is from `reference`, whose declared type is `dtype`.
+
+    Raises:
+        Unlike: As for `difference`.
+    """
+    gap = np.abs(difference(value, reference)).reshape(-1)
+    a, b = _finite(value).reshape(-1), _finite(reference).reshape(-1)
+    if not gap.size:
+        return Metrics(0.0, 0.0, 0.0, 0.0, 0.0, math.inf, 1.0, None)
+    ulps = gap / _ulp(b, dtype)
+    nonzero = b != 0
+    signal, error = float(np.dot(b, b)), float(np.dot(gap, gap))
+    lengths = math.sqrt(float(np.dot(a, a)) * signal)
+    p50, p99 = np.quantile(ulps, [0.5, 0.99])
+    return Metrics(
+        max_abs=float(gap.max()),
+        max_rel=float((gap[nonzero] / np.abs(b[nonzero])).max(initial=0.0)),
+        ulp_p50=float(p50),
+        ulp_p99=float(p99),
+        ulp_max=float(ulps.max()),
+        snr_db=10 * math.log10(signal / error) if error and signal else math.inf if not error else -math.inf,
+        cosine=float(np.dot(a, b)) / lengths if lengths else float(not error),
+        top1=_top1(value, reference),
+    )
+
+
+def _ulp(values: F64, dtype: np.dtype[Any]) -> F64:
+    """The gap between neighbouring numbers of the type at each value, by its exponent."""
+    import ml_dtypes
+
+    info: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    _, exponent = np.frexp(np.maximum(np.abs(values), float(info.smallest_normal)))
+    gaps: F64 = np.ldexp(float(info.eps), exponent - 1)
+    return gaps
+
+
+def _top1(value: Array, reference: Array) -> float | None:
+    if reference.ndim < 1 or reference.shape[-1] < 2:
+        return None
+    return float(np.mean(np.argmax(value, axis=-1) == np.argmax(reference, axis=-1)))
+
+
+def _need_shape(value: Array, reference: Array) -> None:
+    if value.shape != reference.shape:
+        raise Unlike(f"its shape is {list(value.shape)} instead of {list(reference.shape)}")
+
+
+def _finite(numbers: F64) -> F64:
+    """The numbers, 0 where they are not finite."""
+    return numbers if np.isfinite(numbers).all() else np.where(np.isfinite(numbers), numbers, 0.0)
+
+
+def _plus(total: Sums, more: Sums) -> Sums:
+    """The sums of both; a part whose length changes from feed to feed is given up."""
+    if not total or not more:
+        return total or more
+    return {part: a + more[part] for part, a in total.items() if a.shape == more[part].shape}

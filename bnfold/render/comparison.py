@@ -1,0 +1,171 @@
+"""Comparisons as text for a terminal: the verdict, what decided it, and the figures beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from ..verification import (
+    AlgebraReport,
+    Certificate,
+    OutputCheck,
+    RuntimeReport,
+    TensorCheck,
+    Verdict,
+    VerifyReport,
+)
+from .page import Ink, Page, called, many, printable, table
+
+_VERDICTS = {
+    Verdict.PASS: "is the same function as",
+    Verdict.FAIL: "is not the same function as",
+    Verdict.UNDECIDED: "could not be compared with",
+}
+_INKS = {Verdict.PASS: Ink.GOOD, Verdict.FAIL: Ink.BAD, Verdict.UNDECIDED: Ink.BOLD}
+_OUTPUTS = 12  # rows of the table; the worst come first
+_FAILING = 5
+
+
+def compared(report: VerifyReport, page: Page) -> str:
+    """What `verify` found, on one screen."""
+    sentence = f"{called(report.candidate)} {_VERDICTS[report.verdict]} {called(report.reference)}"
+    headline, *rest = page.prose(f"{report.verdict.value.upper()}: {sentence}")
+    lines = [page.paint(headline, _INKS[report.verdict]), *rest]
+    if report.message:
+        lines += ["", *page.prose(printable(report.message))]
+    lines += [*_outputs(report.algebra, page), "", *_float64(report, page)]
+    if report.runtime is not None:
+        lines += _runtime(report.runtime, page)
+    if report.certificate is not None:
+        lines += page.prose(f"Certificate: {_certificate(report.certificate)}", hang=2)
+    if report.differences:
+        lines += ["", *page.prose("What the two say of themselves differs; this decides nothing here:")]
+        for d in report.differences:
+            told = f"- {d.what}: {printable(d.reference)}; the candidate has {printable(d.candidate)}"
+            lines += page.prose(told, 2, 2)
+    if report.verdict is not Verdict.PASS:
+        lines += ["", *page.prose(_next(report))]
+    return "\n".join(lines)
+
+
+def proof(report: VerifyReport) -> str:
+    """What a comparison that passed has compared, in a sentence or two."""
+    algebra = report.algebra
+    checks = [*algebra.tensors, *(o.check for o in algebra.outputs if o.check is not None)]
+    compared = many(len(checks), "tensor")
+    if not any(check.error for check in checks):
+        text = f"{compared} of both models are the same in float64, to the last bit."
+    else:
+        worst = max(check.ratio for check in checks)
+        text = (
+            f"{compared} of both models differ in float64 by {worst:.2g} times the original's own rounding "
+            f"noise at most ({report.tolerance:g} is accepted)."
+        )
+    certificate = report.certificate
+    if certificate is not None and certificate.verdict is Verdict.PASS:
+        text += f" {many(certificate.parameters, 'folded constant')}, all correctly rounded."
+    runtime = report.runtime
+    if runtime is not None and runtime.verdict is Verdict.PASS:
+        text += f" onnxruntime computes both alike ({many(len(runtime.checks), 'comparison')})."
+    return text
+
+
+def _outputs(algebra: AlgebraReport, page: Page) -> Iterator[str]:
+    """One row per output, the worst first."""
+    worst_first = sorted(algebra.outputs, key=lambda o: o.check.ratio if o.check else math.inf, reverse=True)
+    rows: list[tuple[str, ...]] = [
+        ("output", "ratio", "max abs", "max rel", "ulp p50", "p99", "max", "SNR", "cosine", "top-1")
+    ]
+    rows += [_row(output) for output in worst_first[:_OUTPUTS]]
+    if len(rows) > 1:
+        yield ""
+        yield from table(rows, "<" + ">" * 9, page, spare=(5, 8, 4, 3, 9, 7))
+    if len(worst_first) > _OUTPUTS:
+        yield f"  and {many(len(worst_first) - _OUTPUTS, 'output')} more"
+    for output in algebra.outputs:
+        if output.missing:
+            yield from page.prose(
+                f"'{printable(output.name)}' itself was not compared: {printable(output.missing)}", 2, 2
+            )
+
+
+def _row(output: OutputCheck) -> tuple[str, ...]:
+    name, check, m = printable(output.name), output.check, output.metrics
+    if check is None:
+        return (name, *"-" * 9)
+    ratio = "fails" if check.problem and not check.passed else f"{check.ratio:.2g}"
+    if m is None:
+        return (name, ratio, *"-" * 8)
+    top1 = "-" if m.top1 is None else f"{m.top1:.0%}"
+    snr = "same" if math.isinf(m.snr_db) else f"{m.snr_db:.0f} dB"
+    ulps = (f"{ulp:.2g}" for ulp in (m.ulp_p50, m.ulp_p99, m.ulp_max))
+    return name, ratio, f"{m.max_abs:.1e}", f"{m.max_rel:.1e}", *ulps, snr, f"{m.cosine:.6f}", top1
+
+
+def _float64(report: VerifyReport, page: Page) -> Iterator[str]:
+    algebra = report.algebra
+    checks = [*algebra.tensors, *(o.check for o in algebra.outputs if o.check is not None)]
+    failing = [check for check in checks if not check.passed]
+    text = f"Float64: {many(len(checks), 'tensor')} of both models compared"
+    if checks:
+        worst = max(checks, key=lambda check: check.ratio)
+        where = printable(worst.name)
+        text += f"; at worst {worst.ratio:.2g} times the reference's own rounding noise, at '{where}'"
+    fed = f"{many(len(algebra.feeds), 'feed')}, {many(algebra.draws, 'draw')} of nudged constants"
+    yield from page.prose(f"{text} ({report.tolerance:g} is accepted; {fed}).", hang=2)
+    for check in failing[:_FAILING]:
+        yield from page.prose(f"- beyond: {_told(check)}", 2, 2)
+    if len(failing) > _FAILING:
+        yield f"  - and {len(failing) - _FAILING} more"
+    moved = [check for check in checks if check.passed and check.problem]
+    for check in moved if page.verbose else moved[:2]:
+        yield from page.prose(f"- '{printable(check.name)}': {printable(check.problem)}", 2, 2)
+    if algebra.borrowed:
+        names = ", ".join(map(printable, algebra.borrowed))
+        yield from page.prose(f"- computed by onnxruntime, in its own precision: {names}", 2, 2)
+    if page.verbose:
+        yield ""
+        yield from page.prose("Every tensor, in order of computation:")
+        yield from table([("tensor", "node", "ratio"), *_each(checks)], "<<>", page, spare=(1,))
+
+
+def _each(checks: list[TensorCheck]) -> Iterator[tuple[str, str, str]]:
+    for check in checks:
+        yield printable(check.name), printable(check.node), f"{check.ratio:.2g}"
+
+
+def _told(check: TensorCheck) -> str:
+    what = check.problem or f"{check.ratio:.3g} times its noise" + (f" at {check.part}" if check.part else "")
+    return printable(f"'{check.name}' ({check.node or 'an input'}): {what}")
+
+
+def _runtime(runtime: RuntimeReport, page: Page) -> Iterator[str]:
+    text = f"onnxruntime: {runtime.verdict.value}"
+    if runtime.checks:
+        worst = max(check.ratio for check in runtime.checks)
+        text += f"; {many(len(runtime.checks), 'comparison')}, worst ratio {worst:.2g}"
+    yield from page.prose(text + (f"; {printable(runtime.message)}" if runtime.message else ""), hang=2)
+    for finding in runtime.findings:
+        yield from page.prose(f"- {printable(finding)}", 2, 2)
+
+
+def _certificate(certificate: Certificate) -> str:
+    if certificate.verdict is Verdict.PASS:
+        numbers = f"{certificate.elements:,} numbers"
+        return f"{many(certificate.parameters, 'folded constant')} ({numbers}), all correctly rounded."
+    return printable(certificate.message)
+
+
+def _next(report: VerifyReport) -> str:
+    """What to do about it."""
+    if report.verdict is Verdict.UNDECIDED:
+        return "Next: feed it what it is made for, with --inputs and --shape NAME=SIZE."
+    culprit = report.culprit
+    if culprit is None:
+        return "Next: run both with the same input in the runtime that you deploy to."
+    if any(output.check is culprit for output in report.algebra.outputs):
+        return "Next: compare what computes this output in the two files."
+    return (
+        f"Next: compare what computes '{printable(culprit.name)}' in the two files. If equal names do not "
+        "mean equal values there, compare the outputs alone: --outputs-only."
+    )

@@ -1,0 +1,149 @@
+"""Errors, noises, and the figures beside them, on numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bnfold.measure import Tally, Unlike, apart, difference, metrics, squares
+
+Array = NDArray[Any]
+RNG = np.random.default_rng(5)
+
+
+def tally(error: Array, noises: list[Array], reference: Array | None = None) -> Tally:
+    base = np.zeros(error.shape) if reference is None else reference
+    return Tally.of(base + error, base, [squares(n) for n in noises], exact=False)
+
+
+class TestDifference:
+    def test_is_the_difference(self) -> None:
+        assert difference(np.array([3.0, 1.0]), np.array([1.0, 1.0])).tolist() == [2.0, 0.0]
+
+    def test_infinities_and_nan_in_the_same_places_are_no_difference(self) -> None:
+        values = np.array([np.inf, -np.inf, np.nan, 1.0])
+        assert difference(values, values).tolist() == [0.0] * 4
+
+    @pytest.mark.parametrize("other", [np.nan, -np.inf, 1e300])
+    def test_in_other_places_they_are_unlike(self, other: float) -> None:
+        with pytest.raises(Unlike, match=r"other places \(1 of 2 elements\)"):
+            difference(np.array([other, 1.0]), np.array([np.inf, 1.0]))
+
+    def test_shapes(self) -> None:
+        with pytest.raises(Unlike, match=r"its shape is \[2\] instead of \[1, 2\]"):
+            difference(np.zeros(2), np.zeros((1, 2)))
+
+    def test_exact_counts_elements(self) -> None:
+        a, b = np.array([1, 2, 3]), np.array([1, 0, 300])
+        assert apart(a, b, exact=True)[""] == 2
+        nan = np.array([np.nan, 1.0])
+        assert apart(nan, nan, exact=True)[""] == 0
+
+    def test_booleans(self) -> None:
+        assert apart(np.array([True, False]), np.array([True, True]), exact=True)[""] == 1
+
+
+def test_squares_along_every_measured_axis() -> None:
+    values = RNG.standard_normal((2, 3, 4, 5))
+    sums = squares(values)
+    assert sums[""] == pytest.approx((values**2).sum())
+    np.testing.assert_allclose(sums["axis 1"], (values**2).sum(axis=(0, 2, 3)))
+    np.testing.assert_allclose(sums["the last axis"], (values**2).sum(axis=(0, 1, 2)))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0,), (2, 0), (0, 3), (2, 3), (2, 3, 0)])
+def test_squares_of_any_shape(shape: tuple[int, ...]) -> None:
+    assert squares(np.ones(shape))[""] == math.prod(shape)
+    assert tally(np.ones(shape), []).worst().ratio == (math.inf if math.prod(shape) else 0.0)
+
+
+class TestWorst:
+    def test_the_whole(self) -> None:
+        found = tally(np.full(4, 3.0), [np.full(4, 1.0), np.full(4, 2.0)]).worst()
+        assert (found.error, found.part) == (3.0, "")
+        assert found.noise == pytest.approx(math.sqrt(2.5))  # RMS over draws of 1 and 2
+        assert found.ratio == pytest.approx(3 / math.sqrt(2.5))
+
+    def test_a_channel_among_many(self) -> None:
+        error, noise = np.zeros((1, 64, 8)), np.ones((1, 64, 8))
+        error[:, 5] = 30.0
+        found = tally(error, [noise]).worst()
+        assert found.part == "index 5 of axis 1"
+        # The largest of 64 normal deviates is about sqrt(2 ln 64) = 2.9 times their deviation.
+        assert found.ratio == pytest.approx(30 / math.sqrt(2 * math.log(64)))
+        assert found.error == pytest.approx(30.0)
+
+    def test_a_channel_whose_draws_were_all_small_has_its_share_of_the_noise(self) -> None:
+        reference = np.ones((1, 10, 100))
+        noise = np.ones((1, 10, 100)) * 1e-3
+        noise[:, 0] = 0
+        found = tally(noise[:, ::-1].copy() * 0 + 2e-3, [noise], reference).worst()
+        assert found.ratio < 4
+
+    def test_equal_is_zero(self) -> None:
+        assert tally(np.zeros((2, 3)), []).worst().ratio == 0.0
+
+    def test_without_noise_only_float64s_own_rounding_passes(self) -> None:
+        reference = np.ones(8)
+        assert tally(np.full(8, 2.0**-50), [], reference).worst().ratio <= 1.0
+        assert tally(np.full(8, 2.0**-40), [], reference).worst().ratio == 1024.0
+
+    def test_feeds_add_up(self) -> None:
+        both = tally(np.full(4, 1.0), [np.full(4, 1.0)])
+        both.merge(tally(np.full(4, 3.0), [np.full(4, 2.0)]))
+        # Each in units of its own noise: a loud feed does not drown a quiet one.
+        assert both.worst().ratio == pytest.approx(math.sqrt((1 / 1 + 9 / 4) / 2))
+        assert both.elements == both.finite == 8
+
+    def test_a_quiet_feed_is_heard_beside_a_loud_one(self) -> None:
+        quiet = tally(np.full(4, 1e-3), [np.full(4, 1e-5)])
+        quiet.merge(tally(np.full(4, 1e-3), [np.full(4, 1.0)]))
+        assert quiet.worst().ratio == pytest.approx(100 / math.sqrt(2), rel=1e-3)
+
+    def test_a_wrong_slope_beside_an_uncertain_shift(self) -> None:
+        """A channel of large mean: its noise is a shift; the error is small, but it is a slope."""
+        slope = np.linspace(-1, 1, 64) * np.ones((1, 3, 1))
+        found = tally(1e-3 * slope, [np.ones((1, 3, 64)) + 1e-6 * slope], 1e3 + slope).worst()
+        assert found.part.endswith("of axis 1 about its mean") and found.ratio > 100
+
+    def test_a_shift_alone_is_no_slope(self) -> None:
+        """What is left of equal numbers about their mean is rounding, and no evidence."""
+        shift = np.full((1, 3, 1001), 0.1) * np.array([1.0, 1.1, 1.3])[:, np.newaxis]
+        assert tally(shift, [1.5 * shift]).worst().ratio < 1
+
+    def test_a_problem_of_one_feed_stays(self) -> None:
+        both = tally(np.zeros(4), [])
+        both.merge(Tally.of(np.zeros(3), np.zeros(4), [], exact=False))
+        assert both.problem and both.elements == 8
+
+
+class TestMetrics:
+    def test_by_hand(self) -> None:
+        reference = np.array([[1.0, 4.0], [2.0, 0.0]])
+        value = reference + np.array([[2.0**-23, 0.0], [0.0, 0.5]])
+        found = metrics(value, reference, np.dtype(np.float32))
+        assert found.max_abs == 0.5
+        assert found.max_rel == 2.0**-23  # where the reference is 0 there is no relative difference
+        assert found.ulp_p50 == 0.5  # of 0, 0, 1 and very many units in the last place
+        assert found.ulp_max == 0.5 / 2.0**-149 / 2.0**0
+        assert found.snr_db == pytest.approx(10 * math.log10(21 / (0.25 + 2.0**-46)))
+        assert found.top1 == 1.0
+
+    def test_top1_counts_rows(self) -> None:
+        reference = np.array([[1.0, 2.0], [1.0, 2.0]])
+        assert metrics(reference[:, ::-1], reference, np.dtype(np.float32)).top1 == 0.0
+        assert metrics(np.ones(3), np.ones(3), np.dtype(np.float32)).top1 == 1.0
+        assert metrics(np.ones((3, 1)), np.ones((3, 1)), np.dtype(np.float32)).top1 is None
+
+    def test_equal(self) -> None:
+        found = metrics(np.ones(3), np.ones(3), np.dtype(np.float16))
+        assert (found.max_abs, found.ulp_max, found.snr_db, found.cosine) == (0.0, 0.0, math.inf, 1.0)
+
+    def test_the_last_place_is_that_of_the_declared_type(self) -> None:
+        for dtype, ulp in ((np.float16, 2.0**-10), (np.float32, 2.0**-23), (np.float64, 2.0**-52)):
+            found = metrics(np.array([1.0 + ulp]), np.array([1.0]), np.dtype(dtype))
+            assert found.ulp_max == 1.0
