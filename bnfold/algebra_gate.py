@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -43,6 +44,8 @@ _DRAWS = 4
 _WORTH_A_THREAD = 1 << 13
 # So many tolerances off, a value is no rounding of the one it should be: it may be another one.
 _HOPELESS = 100.0
+# Of those, the last few are kept until the reference has made what they may be instead.
+_STRAYS = 16
 
 
 class CandidateFails(Exception):
@@ -129,6 +132,7 @@ class Comparison:
         self._alone: dict[str, Tally] = {}
         self._missing: dict[str, str] = {}
         self._metrics: dict[str, Metrics] = {}
+        self._astray: set[str] = set()
         self._strays: dict[str, Array] = {}
         self._moved: dict[str, str] = {}
         self._beyond: dict[str, str] = {}
@@ -160,8 +164,7 @@ class Comparison:
             CandidateFails: The reference can, the candidate cannot.
         """
         # What went astray on the way through would lead everything astray if it were handed on.
-        lost = self._strays.keys() | self._moved.keys() if alone else set()
-        shared = [name for name in self._shared if name not in lost]
+        shared = [name for name in self._shared if not alone or name not in self._astray]
         number, asked = len(self.walks), [*shared, *self._vanished]
         changes = [None, *(self._nudge.draw(self._seed, number, k) for k in range(_DRAWS))]
         group = [_Lane(self.reference, feed.arrays, asked, change) for change in changes]
@@ -171,6 +174,7 @@ class Comparison:
             raise CandidateFails(other.failure)
         for name, tally in found.items():
             (self._alone if alone else self._through).setdefault(name, Tally(tally.exact)).merge(tally)
+        self._strays.clear()
         self.walks.append(feed.description)
         self.draws += _DRAWS
 
@@ -249,7 +253,10 @@ class Comparison:
         if exact or alone:
             return reference
         if tally.problem or tally.worst().ratio > _HOPELESS * self.tolerance:
+            self._astray.add(name)
             self._strays[name] = value
+            if len(self._strays) > _STRAYS:
+                del self._strays[next(iter(self._strays))]
         return None
 
     def _is_decision(self, name: str | None, value: Array) -> bool:
@@ -257,23 +264,46 @@ class Comparison:
         return value.dtype.kind != "f" or (node is not None and node.op_type in _JUMPING)
 
     def _is_tie(self, name: str, tallies: Mapping[str, Tally]) -> bool:
-        """Whether both decide by the same node, from values that were found to be alike."""
-        ours, theirs = self.reference.producer.get(name), self.candidate.producer.get(name)
-        if ours is None or theirs is None or not _is_same_node(ours, theirs):
-            return False
-        return all(self._is_alike(i, tallies) for i in ours.input if i)
+        """Whether both models compute a value by the same nodes, from values that are alike: compared and
+        found so, stored with the same bits, or fed."""
+        pending, seen = [name], set[str]()
+        while pending:
+            current = pending.pop()
+            ours, theirs = self.reference.producer.get(current), self.candidate.producer.get(current)
+            if ours is None and theirs is None:
+                if not self._is_same_constant(current):
+                    return False
+                continue
+            if ours is None or theirs is None or not self._is_same_node(ours, theirs):
+                return False
+            for read in sorted(_names_read(ours) - seen):
+                seen.add(read)
+                tally = tallies.get(read)
+                if tally is None or not (tally.finite or tally.problem):
+                    pending.append(read)
+                elif tally.problem or tally.worst().ratio > self.tolerance:
+                    return False
+        return True
 
-    def _is_alike(self, name: str, tallies: Mapping[str, Tally]) -> bool:
-        """Whether a value was compared and found alike, or follows in both from such by the same nodes."""
-        tally = tallies.get(name)
-        if tally is not None and (tally.finite or tally.problem):
-            return not tally.problem and tally.worst().ratio <= self.tolerance
-        if name in self.reference.producer:
-            return self._is_tie(name, tallies)
+    def _is_same_constant(self, name: str) -> bool:
         ours, theirs = self.reference.stored(name), self.candidate.stored(name)
         if ours is None or theirs is None:
-            return ours is theirs  # neither: it is an input of the graph
+            return ours is theirs  # neither: it is fed, or a name of an inner graph
         return (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape) and ours.tobytes() == theirs.tobytes()
+
+    def _is_same_node(self, ours: onnx.NodeProto, theirs: onnx.NodeProto) -> bool:
+        """Whether two nodes do the same to values of the same names."""
+
+        def told(node: onnx.NodeProto) -> tuple[Any, ...]:
+            attributes = sorted((a.name, a.SerializeToString(deterministic=True)) for a in node.attribute)
+            return node.domain, node.op_type, node.overload, list(node.input), list(node.output), attributes
+
+        return self._is_same_language and told(ours) == told(theirs)
+
+    @cached_property
+    def _is_same_language(self) -> bool:
+        """Whether the same words mean the same in both models: opsets, and local functions."""
+        return _language(self.reference.model) == _language(self.candidate.model)
 
     def _look_closely(self, name: str, value: Array, reference: Array) -> None:
         """An output: the figures that people know, and the criteria that they gave."""
@@ -353,7 +383,7 @@ class Comparison:
             "it has no elements" if tally is not None and not tally.elements else "it holds no finite number"
         )
         why = self._missing.get(name, empty)
-        if self._is_alike(name, self._through):
+        if self._is_tie(name, self._through):
             told = f"{why}; but in both models the same nodes compute it from tensors that were compared"
             return OutputCheck(name, None, missing=told)
         return OutputCheck(name, None, missing=why, decided=False)
@@ -415,11 +445,17 @@ def _dtype(output: onnx.ValueInfoProto) -> np.dtype[Any]:
     return onnx.helper.tensor_dtype_to_np_dtype(code)
 
 
-def _is_same_node(ours: onnx.NodeProto, theirs: onnx.NodeProto) -> bool:
-    """Whether two nodes do the same to values of the same names."""
+def _names_read(node: onnx.NodeProto) -> set[str]:
+    """What a node reads, inner graphs included; there, names of their own are among it."""
+    names = {name for name in node.input if name}
+    for attribute in node.attribute:
+        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            names |= {value.name for value in graph.output}
+            names = names.union(*map(_names_read, graph.node))
+    return names
 
-    def told(node: onnx.NodeProto) -> tuple[Any, ...]:
-        attributes = sorted((a.name, a.SerializeToString(deterministic=True)) for a in node.attribute)
-        return node.domain, node.op_type, node.overload, list(node.input), len(node.output), attributes
 
-    return told(ours) == told(theirs)
+def _language(model: onnx.ModelProto) -> tuple[list[tuple[str, int]], list[bytes]]:
+    """The opsets that a model imports, and its functions."""
+    functions = sorted(f.SerializeToString(deterministic=True) for f in model.functions)
+    return sorted((entry.domain or "ai.onnx", entry.version) for entry in model.opset_import), functions

@@ -325,6 +325,35 @@ class TestDecisions:
         assert report.verdict is Verdict.FAIL
         assert report.culprit is not None and report.culprit.name == "y"
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda m: m.opset_import[0].__setattr__("version", 12),
+            lambda m: m.functions[0].node[0].attribute[0].__setattr__("i", 1),
+            lambda m: m.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array(2.0), "c")),
+        ],
+        ids=["opset", "function", "captured constant"],
+    )
+    def test_the_same_node_may_mean_something_else(
+        self, change: Callable[[Any], None], compare: Compare
+    ) -> None:
+        """What nothing can run is taken for the same only if every word of it means the same."""
+        text = """<ir_version: 8, opset_import: ["": 13, "own": 1]>
+        g (double[N,4] x, bool b) => (double[N,4] t, double[N,4] y) {
+            t = Neg(x)
+            y = If(b) <then_branch = p () => (double[N,4] u) { v = own.Strange(t)  u = Mul(v, c) },
+                       else_branch = q () => (double[N,4] w) { w = own.Strange(t) }>
+        }
+        <domain: "own", opset_import: ["": 13, "other": 1]>
+        Strange (a) => (z) { z = other.Unknown <i = 0> (a) }"""
+        model = parser.parse_model(text)
+        model.graph.initializer.append(numpy_helper.from_array(np.array(1.0), "c"))
+        assert compare(model, model).verdict is Verdict.PASS
+        other = onnx.ModelProto()
+        other.CopyFrom(model)
+        change(other)
+        assert compare(model, other).verdict is Verdict.UNDECIDED
+
     def test_rounding_operators_are_decisions(self, compare: Compare) -> None:
         body = "s = MatMul(x, w)  r = Mul(s, k)  q = Round(r)  y = Div(q, k)"
         text = f"(float[N,4] x) => (float[N,9] y) {{ {body} }}"
