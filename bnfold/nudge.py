@@ -22,6 +22,7 @@ _COARSE = {10: 2.0**-11, 16: 2.0**-8}
 
 # Of a float64: all but the sign and the exponent.
 _DIGITS = np.uint64((1 << 52) - 1)
+_ALL = (1 << 64) - 1
 
 _BLOCK = 1 << 16  # elements at a time: what is in between stays in the cache
 
@@ -69,18 +70,28 @@ class Nudge:
         def change(name: str, stored: np.dtype[Any], value: Array) -> Array:
             if name in self._fixed:
                 return value
-            factor, summand = np.random.default_rng([*seed, zlib.crc32(name.encode())]).integers(
-                0, (1 << 64) - 1, size=2, dtype=np.uint64, endpoint=True
-            )
+            words = (*seed, zlib.crc32(name.encode()))
+            factor, summand = np.uint64(_mixed(*words, 0) | 1), np.uint64(_mixed(*words, 1))
             u = max(unit(stored), self._coarse.get(name, 0.0))
             flat = value.reshape(-1)
             moved = np.empty_like(flat)
             for i in range(0, flat.size, _BLOCK):
                 part = flat[i : i + _BLOCK]
-                moved[i : i + _BLOCK] = part * (1.0 + u * _spread(part, factor | np.uint64(1), summand))
+                moved[i : i + _BLOCK] = part * (1.0 + u * _spread(part, factor, summand))
             return moved.reshape(value.shape)
 
         return change
+
+
+def _mixed(*words: int) -> int:
+    """64 bits in which every bit of the words counts (the finalizer of splitmix64)."""
+    state = 0
+    for word in words:
+        state = (state ^ word) + 0x9E3779B97F4A7C15 & _ALL
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _ALL
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & _ALL
+        state ^= state >> 31
+    return state
 
 
 def _spread(values: Array, factor: np.uint64, summand: np.uint64) -> Array:

@@ -296,11 +296,16 @@ class TestDecisions:
         assert report.verdict is Verdict.FAIL and report.culprit is not None
         assert report.culprit.name == "y"
 
+    # The candidates here have weights that are a whole unit in the last place off, which is up to four times
+    # as far as rounding goes, and all to the same side: so a larger tolerance than usual.
+    UNIT_OFF = 16.0
+
     def test_a_tie_may_fall_the_other_way(self, compare: Compare) -> None:
         # Two columns that differ by rounding alone: which is larger, no stored model can say.
         tie = np.repeat(SCORES[:, :1], 2, axis=1)
         moved = np.nextafter(tie, np.array([[np.inf, -np.inf]], np.float32))
-        assert compare(graph(self.TIES, w=tie), graph(self.TIES, w=moved)).verdict is Verdict.PASS
+        report = compare(graph(self.TIES, w=tie), graph(self.TIES, w=moved), tolerance=self.UNIT_OFF)
+        assert report.verdict is Verdict.PASS
 
     def test_a_tie_does_not_spoil_what_follows(self, compare: Compare) -> None:
         tail = "t = Gather(table, k)  y = Mul(t, f) }"
@@ -313,8 +318,9 @@ class TestDecisions:
         table = NORMAL((2, 3)).astype(np.float32)
         one, slightly = np.ones(3, np.float32), np.array([1, 1, 1.0001], np.float32)
         reference = graph(text, w=tie, table=table, f=one)
-        assert compare(reference, graph(text, w=moved, table=table, f=one)).verdict is Verdict.PASS
-        report = compare(reference, graph(text, w=moved, table=table, f=slightly))
+        candidate, wrong = (graph(text, w=moved, table=table, f=f) for f in (one, slightly))
+        assert compare(reference, candidate, tolerance=self.UNIT_OFF).verdict is Verdict.PASS
+        report = compare(reference, wrong, tolerance=self.UNIT_OFF)
         assert report.verdict is Verdict.FAIL and report.culprit is not None
         assert report.culprit.name == "y"
 
@@ -359,7 +365,8 @@ class TestDecisions:
         text = f"(float[N,4] x) => (float[N,9] y) {{ {body} }}"
         k = np.array(1e5, np.float32)  # so many steps that some value lies beside a half
         nudged = np.nextafter(SCORES, np.float32(np.inf))
-        assert compare(graph(text, w=SCORES, k=k), graph(text, w=nudged, k=k)).verdict is Verdict.PASS
+        report = compare(graph(text, w=SCORES, k=k), graph(text, w=nudged, k=k), tolerance=self.UNIT_OFF)
+        assert report.verdict is Verdict.PASS
         ceil = graph(text.replace("Round", "Ceil"), w=SCORES, k=k)
         assert compare(graph(text, w=SCORES, k=k), ceil).verdict is Verdict.FAIL
 
