@@ -107,10 +107,12 @@ def _float64(report: VerifyReport, page: Page) -> Iterator[str]:
     checks = [*algebra.tensors, *(o.check for o in algebra.outputs if o.check is not None)]
     failing = [check for check in checks if not check.passed]
     text = f"Float64: {many(len(checks), 'tensor')} of both models compared"
-    if checks:
+    if any(check.error for check in checks):
         worst = max(checks, key=lambda check: check.ratio)
         where = printable(worst.name)
         text += f"; at worst {worst.ratio:.2g} times the reference's own rounding noise, at '{where}'"
+    elif checks and not failing:
+        text += "; all are equal, to the last bit"
     fed = f"{many(len(algebra.feeds), 'feed')}, {many(algebra.draws, 'draw')} of nudged constants"
     yield from page.prose(f"{text} ({report.tolerance:g} is accepted; {fed}).", hang=2)
     for check in failing[:_FAILING]:
