@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from .declared import element_types
+
 Array = NDArray[Any]
 
 # Codes of `TensorProto.DataType` with fewer digits than float32, and their unit roundoffs.
@@ -180,14 +182,5 @@ def _coarser_units(model: onnx.ModelProto) -> dict[str, float]:
 def _types(model: onnx.ModelProto) -> dict[str, int]:
     """The element types of values, if any tensor of the model has a coarse one."""
     stored = {t.data_type for t in model.graph.initializer}
-    if not (stored | {v.type.tensor_type.elem_type for v in model.graph.input}) & set(_COARSE):
-        return {}
-    try:
-        graph = onnx.shape_inference.infer_shapes(model).graph
-    except (
-        ValueError,
-        RuntimeError,
-        onnx.shape_inference.InferenceError,
-    ):  # an aid: without it, a stricter check
-        return {}
-    return {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output, *graph.input)}
+    used = stored | {v.type.tensor_type.elem_type for v in model.graph.input}
+    return element_types(model) if used & set(_COARSE) else {}

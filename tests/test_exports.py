@@ -18,8 +18,8 @@ FIXTURE = ROOT / "fixtures" / "digits.onnx"
 
 # A module imports only what stands in a line above its own.
 LAYERS = """
-errors later formulas verification shapes wire enclosures declared nudge evaluate.outcome
-report double_double origin wellformed session feeds measure structure evaluate.block evaluate.file
+errors later formulas verification shapes wire enclosures declared evaluate.outcome
+nudge report double_double origin wellformed session feeds measure structure evaluate.block evaluate.file
 affine nodes write given evaluate.node
 constants chains model evaluate.scope evaluate.stored evaluate.windows
 evaluate.borrowed evaluate.control evaluate.convolutions evaluate.elementwise evaluate.linear
