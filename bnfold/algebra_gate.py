@@ -36,10 +36,11 @@ from .verification import AlgebraReport, Limit, Metrics, OutputCheck, TensorChec
 
 Array = NDArray[Any]
 
+DRAWS = 4
+"""Nudged runs that go along on a walk, if not said otherwise."""
+
 # Float operators that jump: a difference in the last place may become one of a whole step.
 _JUMPING = {"Ceil", "Floor", "Hardmax", "Round", "Sign"}
-# Nudged runs that go along on each walk.
-_DRAWS = 4
 # Below so many elements, handing work to a thread takes longer than the work.
 _WORTH_A_THREAD = 1 << 13
 # So many tolerances off, a value is no rounding of the one it should be: it may be another one.
@@ -143,7 +144,7 @@ class Comparison:
     def __enter__(self) -> Self:
         self._workers.enter_context(self._pool)
         # Side by side, runs that each ask for all cores wait for one another: several times slower.
-        threads = max(1, (os.cpu_count() or 1) // (_DRAWS + 2))
+        threads = max(1, (os.cpu_count() or 1) // (DRAWS + 2))
         self._workers.enter_context(threadpool_limits(threads, user_api="blas"))
         return self
 
@@ -152,12 +153,13 @@ class Comparison:
 
     # Walking
 
-    def walk(self, feed: Feed, *, alone: bool) -> None:
+    def walk(self, feed: Feed, *, alone: bool, draws: int = DRAWS) -> None:
         """Compare on one feed.
 
         Args:
             feed: Values of the inputs.
             alone: Whether each stretch is judged alone.
+            draws: How many nudged runs go along.
 
         Raises:
             EvaluationError: The reference cannot be evaluated on this feed; the walk counts for nothing.
@@ -166,7 +168,7 @@ class Comparison:
         # What went astray on the way through would lead everything astray if it were handed on.
         shared = [name for name in self._shared if not alone or name not in self._astray]
         number, asked = len(self.walks), [*shared, *self._vanished]
-        changes = [None, *(self._nudge.draw(self._seed, number, k) for k in range(_DRAWS))]
+        changes = [None, *(self._nudge.draw(self._seed, number, k) for k in range(draws))]
         group = [_Lane(self.reference, feed.arrays, asked, change) for change in changes]
         other = _Lane(self.candidate, feed.arrays, shared)
         found = self._side_by_side(group, other, set(shared), alone)
@@ -176,7 +178,7 @@ class Comparison:
             (self._alone if alone else self._through).setdefault(name, Tally(tally.exact)).merge(tally)
         self._strays.clear()
         self.walks.append(feed.description)
-        self.draws += _DRAWS
+        self.draws += draws
 
     def _side_by_side(
         self, group: Sequence[_Lane], other: _Lane, shared: set[str], alone: bool

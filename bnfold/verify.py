@@ -8,16 +8,16 @@ without having been compared, and nothing here is shared with the code that fold
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from .algebra_gate import CandidateFails, Comparison
+from .algebra_gate import DRAWS, CandidateFails, Comparison
 from .errors import InputError
 from .evaluate import EvaluationError, Program
 from .feeds import Binding, Feed, Unfeedable, bindings
@@ -35,10 +35,10 @@ _TINY, _MORE_FOR_TINY = 64, (_THROUGH, _THROUGH)
 _EXTRA = 4
 # Feeds that onnxruntime is asked about, if more are given: all their outputs are kept until they are judged.
 _WITNESSED = 8
-# Above so many elements per sample, one sample at a time.
+# Above so many elements per sample, one sample at a time; and two at the end, with one nudged run only,
+# for what goes wrong between samples.
 _LARGE = 1 << 15
 
-Source = Callable[[int], Feed]
 Formulas = Mapping[str, Formula | None]
 
 
@@ -100,6 +100,8 @@ def verify(
                 f"{paths[0]}: has no output '{min(unknown)}' to set a limit for; its outputs are "
                 f"{', '.join(ours.outputs)}"
             )
+        given = None if inputs is None else _given(Path(inputs), ours)
+        planned = len(_WALKS) if given is None else max(len(given), 2) + 2
         certificate = _certificate((ours, theirs), paths, formulas)
         comparison = stack.enter_context(
             Comparison(
@@ -110,10 +112,9 @@ def verify(
                 by_name=by_name,
                 limits=limits,
                 certified=certificate is not None and certificate.verdict is Verdict.PASS,
-                progress=None if progress is None else lambda walks: progress(min(walks / len(_WALKS), 1.0)),
+                progress=None if progress is None else lambda walks: progress(min(walks / planned, 1.0)),
             )
         )
-        given = None if inputs is None else _given(Path(inputs), ours)
         algebra, binding = _algebra(comparison, paths, given, sizes or {}, seed)
         witnessed = (
             _runtime(session, (ours, theirs), paths, given, binding, tolerance, seed) if runtime else None
@@ -210,50 +211,64 @@ def _algebra(
 
 
 def _walk_given(comparison: Comparison, feeds: Sequence[Feed]) -> None:
-    comparison.walk(feeds[0], alone=_THROUGH)
-    kinds = [*_WALKS[1:], *(_THROUGH for _ in feeds[len(_WALKS) :])]
-    _walk_on(comparison, lambda i: feeds[i % len(feeds)], kinds)
+    """Through with every feed, twice at least; alone with the first two."""
+    for feed in feeds if len(feeds) > 1 else (*feeds, *feeds):
+        comparison.walk(feed, alone=_THROUGH)
+    for feed in feeds[0], feeds[1 % len(feeds)]:
+        comparison.walk(feed, alone=_ALONE)
+    _walk_on(comparison, cycle(feeds))
 
 
 def _walk_drawn(comparison: Comparison, sizes: Mapping[str, int], seed: int) -> Binding:
     """With the first binding of the inputs on which the reference can be evaluated."""
     first: EvaluationError | None = None
     for binding in bindings(comparison.reference.model, sizes):
-        draw = _source(binding, seed)
+        feeds = _feeds(binding, seed)
         try:
-            comparison.walk(draw(0), alone=_THROUGH)
+            comparison.walk(next(feeds), alone=_WALKS[0])
         except EvaluationError as error:
             first = first or error
             continue
-        _walk_on(comparison, draw, _WALKS[1:])
+        for kind in _WALKS[1:]:
+            _try(comparison, next(feeds), kind)
+        if _is_large(binding) and binding.batch:
+            _try(comparison, _feed(binding, seed, len(_WALKS), 2), _THROUGH, draws=1)
+        _walk_on(comparison, feeds)
         return binding
     raise EvaluationError(f"no sizes were found at which it can be; at first: {first}")
 
 
-def _source(binding: Binding, seed: int) -> Source:
-    elements = sum(a.size for a in binding.feed(np.random.default_rng(seed), 1).values())
-
-    def draw(i: int) -> Feed:
-        batch = 1 if elements > _LARGE else (2, 3, 1, 4)[i % 4]
-        arrays = binding.feed(np.random.default_rng([seed, i]), batch, i)
-        return Feed(arrays, binding.describe(batch, i))
-
-    return draw
-
-
-def _walk_on(comparison: Comparison, draw: Source, kinds: Sequence[bool]) -> None:
-    """The walks after the first."""
-    feeds = map(draw, count(1))
-    for kind in kinds:
-        comparison.walk(next(feeds), alone=kind)
+def _walk_on(comparison: Comparison, feeds: Iterator[Feed]) -> None:
+    """The walks that small outputs and unclear ratios need beside the usual ones."""
     if comparison.smallest_output < _TINY:
         for kind in _MORE_FOR_TINY:
-            comparison.walk(next(feeds), alone=kind)
+            _try(comparison, next(feeds), kind)
     for _ in range(_EXTRA):
         unclear = [kind for kind in (_THROUGH, _ALONE) if comparison.is_unclear(alone=kind)]
         if not unclear:
             return
-        comparison.walk(next(feeds), alone=unclear[0])
+        _try(comparison, next(feeds), unclear[0])
+
+
+def _try(comparison: Comparison, feed: Feed, kind: bool, draws: int = DRAWS) -> None:
+    """A walk that counts for nothing if the reference does not bear the feed (all zeros, say)."""
+    with suppress(EvaluationError):
+        comparison.walk(feed, alone=kind, draws=draws)
+
+
+def _feeds(binding: Binding, seed: int) -> Iterator[Feed]:
+    large = _is_large(binding)
+    for i in count():
+        yield _feed(binding, seed, i, 1 if large else (2, 3, 1, 4)[i % 4])
+
+
+def _feed(binding: Binding, seed: int, i: int, batch: int) -> Feed:
+    arrays = binding.feed(np.random.default_rng([seed, i]), batch, i)
+    return Feed(arrays, binding.describe(batch, i))
+
+
+def _is_large(binding: Binding) -> bool:
+    return sum(array.size for array in binding.feed(np.random.default_rng(0), 1).values()) > _LARGE
 
 
 # The other gates

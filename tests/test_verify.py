@@ -536,6 +536,47 @@ def test_constants_of_inner_graphs_are_nudged_too(constant: str, compare: Compar
     assert compare(graph(text), graph(text.replace("0.3", "0.3001"))).verdict is Verdict.FAIL
 
 
+class TestFeeds:
+    def test_large_samples_come_in_twos_as_well(self, compare: Compare) -> None:
+        """One sample at a time would not show a batch size that somebody has baked in."""
+        head = "(float[N,3,128,128] x) => (float[N,49152] y)"
+        baked = graph(f"{head} {{ y = Reshape(x, one) }}", one=np.array([1, -1]))
+        report = compare(graph(f"{head} {{ y = Flatten(x) }}"), baked)
+        assert report.verdict is Verdict.FAIL and "its shape is [1, 98304]" in report.message
+        small = "(float[N,3,8,8] x) => (float[N,192] y)"
+        baked = graph(f"{small} {{ y = Reshape(x, one) }}", one=np.array([1, -1]))
+        assert compare(graph(f"{small} {{ y = Flatten(x) }}"), baked).verdict is Verdict.FAIL
+
+    def test_a_feed_that_the_reference_does_not_bear_counts_for_nothing(self, compare: Compare) -> None:
+        """Among zeros there is no first number that is not zero."""
+        body = "i = NonZero(x)  y = Gather<axis = 1>(i, o)  z = Mul(x, w)"
+        text = f"(float[1,4] x) => (int64[2] y, float[1,4] z) {{ {body} }}"
+        model = graph(text, o=np.array(0), w=NORMAL(4).astype(np.float32))
+        report = compare(model, model)
+        assert report.verdict is Verdict.PASS
+        assert "0" not in report.algebra.feeds and len(report.algebra.feeds) >= 3
+
+    def test_every_given_feed_is_walked_through(self, compare: Compare, tmp_path: Path) -> None:
+        """A limit on the output is broken by one of three feeds only, wherever that stands."""
+        text = "(float[1] x) => (float[1] y) {{ y = {}(x) }}"
+        for place in range(3):
+            for i in range(3):
+                np.savez(tmp_path / f"{i}.npz", x=np.array([-1 if i == place else 1], np.float32))
+            report = compare(
+                graph(text.format("Identity")),
+                graph(text.format("Relu")),
+                inputs=tmp_path,
+                limits={"": Limit(atol=0.5)},
+            )
+            assert report.verdict is Verdict.FAIL, place
+
+    def test_what_was_given_but_cannot_be_evaluated(self, compare: Compare, tmp_path: Path) -> None:
+        np.savez(tmp_path / "in.npz", x=np.ones((2, 4), np.float32))
+        model = graph("(float[N,M] x) => (float[N,9] y) { y = MatMul(x, w) }", w=SCORES[:3])
+        with pytest.raises(InputError, match="cannot be evaluated on what it is to be fed"):
+            compare(model, model, inputs=tmp_path / "in.npz")
+
+
 def test_external_data_is_read_in_place(tmp_path: Path) -> None:
     layer = ordinary()
     paths = [tmp_path / "original.onnx", tmp_path / "folded.onnx", tmp_path / "wrong.onnx"]
