@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 
 from .evaluate import Change, EvaluationError, Missing, Program
 from .feeds import Feed
-from .measure import Sums, Tally, Unlike, apart, difference, metrics
+from .measure import Base, Sums, Tally, Unlike, difference, metrics
 from .nudge import Nudge
 from .verification import AlgebraReport, Limit, Metrics, OutputCheck, TensorCheck, Verdict
 
@@ -41,12 +41,27 @@ DRAWS = 4
 
 # Float operators that jump: a difference in the last place may become one of a whole step.
 _JUMPING = {"Ceil", "Floor", "Hardmax", "Round", "Sign"}
+# Operators that make integers or booleans of floats.
+_DECIDING = {"ArgMax", "ArgMin", "DynamicQuantizeLinear", "Equal", "Greater", "GreaterOrEqual", "IsInf"}
+_DECIDING |= {
+    "IsNaN",
+    "Less",
+    "LessOrEqual",
+    "NonMaxSuppression",
+    "NonZero",
+    "QuantizeLinear",
+    "TopK",
+    "Unique",
+}
+_FLOATS = {onnx.TensorProto.DataType.Value(name) for name in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")}
 # Below so many elements, handing work to a thread takes longer than the work.
 _WORTH_A_THREAD = 1 << 13
 # So many tolerances off, a value is no rounding of the one it should be: it may be another one.
 _HOPELESS = 100.0
 # Of those, the last few are kept until the reference has made what they may be instead.
 _STRAYS = 16
+# How many values are looked at on the way back from one of the reference to those of both models.
+_FAR = 16
 
 
 class CandidateFails(Exception):
@@ -86,8 +101,8 @@ class _Lane:
 class _Held:
     """What the reference has at a name, until the candidate gets there."""
 
-    value: Array | Missing
-    noises: Sequence[Sums]
+    base: Base | Missing
+    noises: Sequence[Sums] = ()
 
 
 class Comparison:
@@ -128,13 +143,20 @@ class Comparison:
         theirs = {*candidate.computed, *candidate.outputs}
         names = [n for n in dict.fromkeys((*reference.computed, *reference.outputs)) if n in theirs]
         self._shared = [n for n in names if by_name or n in reference.outputs]
-        self._vanished = [n for n in reference.computed if by_name and n not in theirs]
+        self._vanished = [
+            n
+            for n in reference.computed
+            if (by_name and n not in theirs) or (not by_name and n not in names and self._may_decide(n))
+        ]
+        self._mutual = frozenset(self._shared)
+        self._origins = {name: self._origins_of(name) for name in self._vanished}
         self._through: dict[str, Tally] = {}
         self._alone: dict[str, Tally] = {}
         self._missing: dict[str, str] = {}
         self._metrics: dict[str, Metrics] = {}
         self._astray: set[str] = set()
         self._strays: dict[str, Array] = {}
+        self._later: dict[str, list[tuple[str, _Held]]] = {}
         self._moved: dict[str, str] = {}
         self._beyond: dict[str, str] = {}
         self._types = {v.name: _dtype(v) for v in reference.model.graph.output}
@@ -143,9 +165,9 @@ class Comparison:
 
     def __enter__(self) -> Self:
         self._workers.enter_context(self._pool)
-        # Side by side, runs that each ask for all cores wait for one another: several times slower.
-        threads = max(1, (os.cpu_count() or 1) // (DRAWS + 2))
-        self._workers.enter_context(threadpool_limits(threads, user_api="blas"))
+        # Side by side, runs that each ask for all cores wait for one another: several times slower. And
+        # sums are split by the number of threads: with one, the report is the same on every machine.
+        self._workers.enter_context(threadpool_limits(1, user_api="blas"))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -177,6 +199,7 @@ class Comparison:
         for name, tally in found.items():
             (self._alone if alone else self._through).setdefault(name, Tally(tally.exact)).merge(tally)
         self._strays.clear()
+        self._later.clear()
         self.walks.append(feed.description)
         self.draws += draws
 
@@ -192,16 +215,20 @@ class Comparison:
             if group[0].failure:
                 raise EvaluationError(group[0].failure)
             if group[0] in turn and (name := group[0].name) is not None:
-                held[name] = self._settle(group, alone and name in shared)
-                if name not in shared:
-                    self._look_for_strays(name, held.pop(name))
+                mine = self._settle(group, alone and name in shared)
+                if name in shared:
+                    held[name] = mine
+                else:
+                    self._offer(name, mine, held, found)
             turn = []
             if other.name is None:
                 held.clear()
             elif other.name in held:
                 mine = held.pop(other.name)
-                size = 0 if isinstance(mine.value, Missing) else mine.value.size
+                size = mine.base.value.size if isinstance(mine.base, Base) else 0
                 other.reply = self._meet(other.name, other.value, mine, found, alone)
+                for vanished, theirs in self._later.pop(other.name, ()):
+                    self._recognise(other.name, vanished, theirs, found)
                 turn.append(other)
                 if self._progress is not None:
                     self._progress(len(self.walks) + len(found) / len(shared))
@@ -220,41 +247,47 @@ class Comparison:
         first, *nudged = group
         value = first.value
         if isinstance(value, Missing):
-            return _Held(value, ())
+            return _Held(value)
+        base = Base(value, exact=self._is_decision(first.name, value))
         lanes = [lane for lane in nudged if lane.name == first.name]
-        exact = self._is_decision(first.name, value)
 
         def noise(lane: _Lane) -> Sums | None:
             try:
-                return None if isinstance(lane.value, Missing) else apart(lane.value, value, exact=exact)
+                sums = None if isinstance(lane.value, Missing) else base.apart(lane.value)
             except Unlike:
                 return None
+            return sums if sums and np.isfinite(sums[""]) else None
 
         noises = list((self._pool.map if value.size >= _WORTH_A_THREAD else map)(noise, lanes))
-        if hand_on or exact:
+        if hand_on or base.exact:
             for lane in lanes:
                 lane.reply = value
-        return _Held(value, [sums for sums in noises if sums is not None])
+        return _Held(base, [sums for sums in noises if sums is not None])
 
     def _meet(
         self, name: str, value: Array | Missing, mine: _Held, tallies: dict[str, Tally], alone: bool
     ) -> Array | None:
         """Compare the candidate's value, and say what it is to go on with."""
-        reference = mine.value
-        for either in (reference, value):
+        base = mine.base
+        for either in (base, value):
             if isinstance(either, Missing):
                 self._missing.setdefault(name, either.reason)
                 return None
-        assert not isinstance(value, Missing) and not isinstance(reference, Missing)
-        exact = self._is_decision(name, reference)
-        if exact and self._is_tie(name, tallies):
-            value = reference
-        tally = tallies[name] = Tally.of(value, reference, mine.noises, exact=exact)
-        if not alone and name in self.reference.outputs and not tally.problem:
-            self._look_closely(name, value, reference)
-        if exact or alone:
-            return reference
-        if tally.problem or tally.worst().ratio > _HOPELESS * self.tolerance:
+        assert isinstance(base, Base) and not isinstance(value, Missing)
+        if base.exact and self._is_tie(name, tallies):
+            value = base.value
+        tally = tallies[name] = Tally.of(value, base, mine.noises)
+        is_output = name in self.reference.outputs
+        if not alone and is_output and not tally.problem:
+            self._look_closely(name, value, base.value)
+        if base.exact or alone:
+            return base.value
+        ratio = tally.worst().ratio
+        if ratio > self.tolerance and not tally.problem:
+            tally.excused = self._is_tie(name, tallies, but=name)
+        if is_output or tally.excused:
+            return None
+        if tally.problem or ratio > _HOPELESS * self.tolerance or name in self._moved:
             self._astray.add(name)
             self._strays[name] = value
             if len(self._strays) > _STRAYS:
@@ -265,10 +298,16 @@ class Comparison:
         node = self.reference.producer.get(name or "")
         return value.dtype.kind != "f" or (node is not None and node.op_type in _JUMPING)
 
-    def _is_tie(self, name: str, tallies: Mapping[str, Tally]) -> bool:
+    def _may_decide(self, name: str) -> bool:
+        """Whether a value is a decision, as far as its node tells."""
+        node = self.reference.producer[name]
+        to = next((a.i for a in node.attribute if a.name == "to"), 0)
+        return node.op_type in _JUMPING | _DECIDING or (node.op_type == "Cast" and to not in _FLOATS)
+
+    def _is_tie(self, name: str, tallies: Mapping[str, Tally], but: str = "") -> bool:
         """Whether both models compute a value by the same nodes, from values that are alike: compared and
-        found so, stored with the same bits, or fed."""
-        pending, seen = [name], set[str]()
+        found so (`but` one of them), stored with the same bits, or fed."""
+        pending, seen = [name], {but}
         while pending:
             current = pending.pop()
             ours, theirs = self.reference.producer.get(current), self.candidate.producer.get(current)
@@ -283,7 +322,7 @@ class Comparison:
                 tally = tallies.get(read)
                 if tally is None or not (tally.finite or tally.problem):
                     pending.append(read)
-                elif tally.problem or tally.worst().ratio > self.tolerance:
+                elif tally.problem or (tally.worst().ratio > self.tolerance and not tally.excused):
                     return False
         return True
 
@@ -313,22 +352,44 @@ class Comparison:
         if limit is not None and (count := _beyond(limit, value, reference)):
             told = f"{count} of {value.size} elements are beyond atol {limit.atol:g}, rtol {limit.rtol:g}"
             self._beyond.setdefault(name, told)
-        if value.dtype.kind == "f" and name not in self._metrics:
+        if value.dtype.kind == reference.dtype.kind == "f" and name not in self._metrics:
             self._metrics[name] = metrics(value, reference, self._types[name])
 
-    def _look_for_strays(self, name: str, mine: _Held) -> None:
-        """Whether a value that is not what its name says is that of a name which the candidate lacks.
+    # Other tools let a folded convolution keep its own output's name. So a value that is not what its name
+    # says may be that of a name which the candidate lacks, and which follows from it in the reference.
 
-        Other tools let a folded convolution keep its own output's name.
-        """
-        value = mine.value
-        if isinstance(value, Missing) or not self._strays:
+    def _offer(
+        self, vanished: str, mine: _Held, held: Mapping[str, _Held], tallies: dict[str, Tally]
+    ) -> None:
+        """A value that the candidate has under another name, if at all: met already, or still to come."""
+        for name in self._origins[vanished]:
+            if name in held:
+                self._later.setdefault(name, []).append((vanished, mine))
+            else:
+                self._recognise(name, vanished, mine, tallies)
+
+    def _recognise(self, name: str, vanished: str, mine: _Held, tallies: dict[str, Tally]) -> None:
+        if name not in self._strays or isinstance(mine.base, Missing):
             return
-        for stray, theirs in list(self._strays.items()):
-            tally = Tally.of(theirs, value, mine.noises, exact=False)
-            if not tally.problem and tally.worst().ratio <= self.tolerance:
-                self._moved[stray] = name
-                del self._strays[stray]
+        tally = Tally.of(self._strays[name], mine.base, mine.noises)
+        if not tally.problem and tally.worst().ratio <= self.tolerance:
+            self._moved[name] = vanished
+            tallies[name] = tally
+            del self._strays[name]
+
+    def _origins_of(self, vanished: str) -> tuple[str, ...]:
+        """The nearest shared values from which the reference computes one that the candidate lacks."""
+        found: dict[str, None] = {}
+        pending, seen = [vanished], {vanished}
+        while pending and len(seen) < _FAR:
+            for name in self.reference.producer[pending.pop()].input:
+                if name in self.reference.producer and name not in seen:
+                    seen.add(name)
+                    if name in self._mutual:
+                        found[name] = None
+                    else:
+                        pending.append(name)
+        return tuple(name for name in found if name not in self.reference.outputs)
 
     # Weighing
 
@@ -342,7 +403,7 @@ class Comparison:
     def is_unclear(self, *, alone: bool) -> bool:
         """Whether the worst ratio in that kind of walk is neither clearly good nor hopeless."""
         tallies = (self._alone if alone else self._through).items()
-        ratios = [t.worst().ratio for name, t in tallies if name not in self._moved and not t.problem]
+        ratios = [t.worst().ratio for _, t in tallies if not t.problem and not t.excused]
         worst = max(ratios, default=0.0)
         return self.tolerance / 2 < worst < _HOPELESS * self.tolerance
 
@@ -373,6 +434,8 @@ class Comparison:
             return Verdict.UNDECIDED, "; ".join(open_questions)
         if not any(tally.finite for tally in self._through.values()):
             return Verdict.UNDECIDED, "nothing was compared: no tensor of both models holds a finite number"
+        if not any(tally.size.get("") for tally in self._through.values()):
+            return Verdict.UNDECIDED, "nothing was compared but zeros: feed something that shows more"
         return Verdict.PASS, ""
 
     def _output(self, name: str) -> OutputCheck:
@@ -399,9 +462,9 @@ class Comparison:
         node = f"{producer.op_type} '{producer.name or name}'" if producer is not None else ""
         problem = through.problem or alone.problem
         silent = self._certified and not any(t.noise.get("") for t in (through, alone))
-        passed = not problem and (worst.ratio <= self.tolerance or silent)
-        if name in self._moved:
-            problem, passed = f"it holds what the reference calls '{self._moved[name]}'", True
+        passed = not problem and (worst.ratio <= self.tolerance or silent or through.excused)
+        if name in self._moved and passed:
+            problem = f"it holds what the reference calls '{self._moved[name]}'"
         elif name in self.reference.outputs and self._limits.get(name, self._limits.get("")) is not None:
             problem = problem or self._beyond.get(name, "")
             passed = not problem
@@ -442,9 +505,9 @@ def _beyond(limit: Limit, value: Array, reference: Array) -> int:
 
 
 def _dtype(output: onnx.ValueInfoProto) -> np.dtype[Any]:
-    """The declared type of an output; float32 where there is none."""
-    code = output.type.tensor_type.elem_type or onnx.TensorProto.FLOAT
-    return onnx.helper.tensor_dtype_to_np_dtype(code)
+    """The declared floating type of an output; float32 where there is none."""
+    code = output.type.tensor_type.elem_type
+    return onnx.helper.tensor_dtype_to_np_dtype(code if code in _FLOATS else onnx.TensorProto.FLOAT)
 
 
 def _names_read(node: onnx.NodeProto) -> set[str]:

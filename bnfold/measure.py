@@ -21,6 +21,8 @@ F64 = NDArray[np.float64]
 
 # What float64 arithmetic itself may lose of a value in a few operations: the floor under every noise.
 _FLOAT64 = 2.0**-50
+# Exponents of numbers whose squares may be out of range.
+_FAR_OUT = 400
 # A mean square below which nothing is told apart from nothing.
 _SMALLEST = 1e-290
 
@@ -54,12 +56,53 @@ class Measure:
     part: str = ""
 
 
+class Base:
+    """A tensor of the reference, which others are measured against.
+
+    Args:
+        value: The tensor.
+        exact: Whether elements count as equal or not, as for integers.
+
+    Attributes:
+        size: Sums of its own squares.
+        finite: How many of its elements are finite numbers.
+    """
+
+    def __init__(self, value: Array, *, exact: bool) -> None:
+        self.value, self.exact = value, exact
+        numbers: F64 = np.asarray(value, np.float64)
+        known = np.isfinite(numbers)
+        self.finite = int(np.count_nonzero(known))
+        numbers = numbers if self.finite == numbers.size else np.where(known, numbers, 0.0)
+        largest = float(np.abs(numbers).max(initial=0.0))
+        # A power of two, so that nothing is rounded and no square is out of range.
+        exponent = math.frexp(largest)[1]
+        self._scale = math.ldexp(1.0, -exponent) if abs(exponent) > _FAR_OUT else 1.0
+        self.size = squares(numbers * self._scale if self._scale != 1.0 else numbers)
+
+    def apart(self, value: Array) -> Sums:
+        """How far another tensor is from it: sums of squared differences; where values count as equal or
+        not, the number of those that differ, and beside it how far they are apart as numbers.
+
+        Raises:
+            Unlike: Their shapes differ, or one is finite where the other is not.
+        """
+        gap = difference(value, self.value)
+        if self._scale != 1.0:
+            gap *= self._scale
+        if not self.exact:
+            return squares(gap)
+        other = (value != self.value) & ((value == value) | (self.value == self.value))  # NaN equals NaN here
+        flat = gap.reshape(-1)
+        return {"": np.asarray(float(np.count_nonzero(other))), "its numbers": np.asarray(np.dot(flat, flat))}
+
+
 @dataclass
 class Tally:
     """One tensor over all feeds, each in units of its own noise, so that all count alike.
 
     Attributes:
-        exact: Whether elements count as equal or not, so that sums are numbers of elements.
+        exact: Whether elements count as equal or not.
         error: Of the candidate against the reference.
         noise: Of the nudged runs against the reference, per run.
         size: Of the reference itself.
@@ -67,6 +110,7 @@ class Tally:
         finite: How many of the reference's are finite numbers.
         units: Per feed, the mean square that counts as 1.
         problem: What is wrong beyond numbers, or "".
+        excused: Whether the error comes from values that were judged already, by the same node in both.
     """
 
     exact: bool = False
@@ -77,31 +121,28 @@ class Tally:
     finite: int = 0
     units: list[float] = field(default_factory=list)
     problem: str = ""
+    excused: bool = False
 
     @classmethod
-    def of(cls, value: Array, reference: Array, noises: Sequence[Sums], *, exact: bool) -> Tally:
+    def of(cls, value: Array, base: Base, noises: Sequence[Sums]) -> Tally:
         """One feed: the candidate's value, the reference's, and how far nudged runs are from that."""
-        numbers: F64 = np.asarray(reference, np.float64)
-        known = np.isfinite(numbers)
-        finite = int(np.count_nonzero(known))
-        size = squares(numbers if finite == numbers.size else np.where(known, numbers, 0.0))
         noise: Sums = {}
         for one in noises:
             noise = _plus(noise, {part: total / len(noises) for part, total in one.items()})
         error: Sums = {}
         problem = ""
         try:
-            error = apart(value, reference, exact=exact)
+            error = base.apart(value)
         except Unlike as unlike:
             problem = str(unlike)
-        unit = 1.0
-        if not exact:
-            whole = float(noise.get("", 0.0)) + _FLOAT64**2 * float(size[""])
-            unit = max(whole / max(numbers.size, 1), _SMALLEST)
+        elements, unit = base.value.size, 1.0
+        if not base.exact:
+            whole = float(noise.get("", 0.0)) + _FLOAT64**2 * float(base.size[""])
+            unit = max(whole / max(elements, 1), _SMALLEST)
         error, noise, size = (
-            {part: sums / unit for part, sums in each.items()} for each in (error, noise, size)
+            {part: sums / unit for part, sums in each.items()} for each in (error, noise, base.size)
         )
-        return cls(exact, error, noise, size, numbers.size, finite, [unit], problem)
+        return cls(base.exact, error, noise, size, elements, base.finite, [unit], problem)
 
     def merge(self, other: Tally) -> None:
         """Take in what another feed has shown."""
@@ -112,44 +153,44 @@ class Tally:
         self.finite += other.finite
         self.units += other.units
         self.problem = self.problem or other.problem
+        self.excused = self.excused or other.excused
 
     def worst(self) -> Measure:
-        """The measure with the largest ratio.
-
-        The noise of a part is never taken below its share by size of that of all parts together: the few
-        draws that it was measured by may all have been small there. And the largest of n normal deviates
-        is about sqrt(2 ln n) times their deviation, so the worst of n parts is forgiven that much.
-        """
+        """The measure with the largest ratio."""
         measures = []
         for part, error in self.error.items():
             if not error.size:
                 continue
-            size, noise = self.size[part], self.noise.get(part, np.zeros(1))
-            share = float(noise.sum() / total) if part and (total := size.sum()) else 0.0
-            noise = noise + share * size + _FLOAT64**2 * self.size[_WITH_MEAN.get(part, part)]
-            if part:
-                noise = noise * max(1.0, 2.0 * math.log(error.size))
+            noise = self.noise.get(part, np.zeros(1)) + self._least_noise(part)
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratios = np.where(error > 0, np.sqrt(error / noise), 0.0)
+            ratios = np.where(np.isnan(ratios), np.inf, ratios)
             i = int(np.argmax(ratios))
             scale = float(np.mean(self.units)) * error.size / max(self.elements, 1)
-            rms = math.sqrt(error.flat[i] * scale), math.sqrt(noise.flat[i] * scale)
-            measures.append(Measure(*rms, float(ratios.flat[i]), f"index {i} of {part}" if part else ""))
+            rms = math.sqrt(error.flat[i] * scale), math.sqrt(noise.flat[min(i, noise.size - 1)] * scale)
+            where = f"index {i} of {part}" if error.ndim else part
+            measures.append(Measure(*rms, float(ratios.flat[i]), where))
         return max(measures, key=lambda m: m.ratio, default=Measure())
 
+    def _least_noise(self, part: str) -> F64:
+        """What is added to the measured noise.
 
-def apart(value: Array, reference: Array, *, exact: bool) -> Sums:
-    """How far two tensors are from one another: sums of squared differences, or, where values count as
-    equal or not, of elements that differ.
-
-    Raises:
-        Unlike: Their shapes differ, or one is finite where the other is not.
-    """
-    if not exact:
-        return squares(difference(value, reference))
-    _need_shape(value, reference)
-    other = (value != reference) & ((value == value) | (reference == reference))  # NaN equals NaN here
-    return squares(other.astype(np.float64))
+        To all: what float64 itself may lose. To an index of an axis as much, by its size, as its
+        neighbours have: the few draws that it was measured by may all have been small there. And the
+        largest of n normal deviates is about sqrt(2 ln n) times their deviation, so the worst of n
+        indices is forgiven that much.
+        """
+        if self.exact:
+            return np.zeros(1)
+        size = self.size[part]
+        floor = _FLOAT64**2 * self.size[_WITH_MEAN.get(part, part)]
+        if not part:
+            return np.asarray(floor)
+        noise = self.noise.get(part, np.zeros(size.shape))
+        present = size > 0
+        share = float(np.median(noise[present] / size[present])) if present.any() else 0.0
+        chance = max(1.0, 2.0 * math.log(size.size))
+        return np.asarray((noise + share * size + floor) * chance - noise)
 
 
 def difference(value: Array, reference: Array) -> F64:
@@ -158,11 +199,12 @@ def difference(value: Array, reference: Array) -> F64:
     Raises:
         Unlike: Their shapes differ, or one is finite where the other is not.
     """
-    _need_shape(value, reference)
+    if value.shape != reference.shape:
+        raise Unlike(f"its shape is {list(value.shape)} instead of {list(reference.shape)}")
     with np.errstate(invalid="ignore", over="ignore"):
         gap: F64 = np.subtract(value, reference, dtype=np.float64)
-    if math.isfinite(float(np.dot(gap.reshape(-1), gap.reshape(-1)))):
-        return gap
+        if math.isfinite(float(np.dot(gap.reshape(-1), gap.reshape(-1)))):
+            return gap
     same = (value == reference) | (np.isnan(value) & np.isnan(reference))
     other = ~same & ~(np.isfinite(value) & np.isfinite(reference))
     if count := int(np.count_nonzero(other)):
@@ -170,6 +212,7 @@ def difference(value: Array, reference: Array) -> F64:
     return np.where(same, 0.0, gap)
 
 
+@np.errstate(over="ignore")  # a sum out of range is an infinite error, or a noise that says nothing
 def squares(values: F64) -> Sums:
     """Sums of squares over everything, along axis 1, and from rank 3 on also along axis 1 about the mean of
     each index and along the last axis."""
@@ -180,9 +223,10 @@ def squares(values: F64) -> Sums:
     first = np.linalg.vecdot(rows, rows).sum(axis=0)
     sums = {"": np.asarray(first.sum()), _CHANNELS: first}
     if values.ndim > 2:
-        mean_squares = rows.sum(axis=(0, 2)) ** 2 / max(rows.shape[0] * rows.shape[2], 1)
-        # The difference of two almost equal numbers is no number: the margin is far beyond its rounding.
-        sums[_ABOUT] = np.maximum(first * (1.0 - 2.0**-40) - mean_squares, 0.0)
+        if rows.size:
+            rows = rows - rows.mean(axis=(0, 2))[:, np.newaxis]
+        # Equal numbers differ from their mean by its rounding, which is no evidence.
+        sums[_ABOUT] = np.maximum(np.linalg.vecdot(rows, rows).sum(axis=0) - _FLOAT64**2 * first, 0.0)
         columns = values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
         sums[_LAST] = np.einsum("rc,rc->c", columns, columns)
     return sums
@@ -229,11 +273,6 @@ def _top1(value: Array, reference: Array) -> float | None:
     if reference.ndim < 1 or reference.shape[-1] < 2:
         return None
     return float(np.mean(np.argmax(value, axis=-1) == np.argmax(reference, axis=-1)))
-
-
-def _need_shape(value: Array, reference: Array) -> None:
-    if value.shape != reference.shape:
-        raise Unlike(f"its shape is {list(value.shape)} instead of {list(reference.shape)}")
 
 
 def _finite(numbers: F64) -> F64:

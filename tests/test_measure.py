@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bnfold.measure import Tally, Unlike, apart, difference, metrics, squares
+from bnfold.measure import Base, Tally, Unlike, difference, metrics, squares
 
 Array = NDArray[Any]
 RNG = np.random.default_rng(5)
@@ -17,7 +17,13 @@ RNG = np.random.default_rng(5)
 
 def tally(error: Array, noises: list[Array], reference: Array | None = None) -> Tally:
     base = np.zeros(error.shape) if reference is None else reference
-    return Tally.of(base + error, base, [squares(n) for n in noises], exact=False)
+    return Tally.of(base + error, Base(base, exact=False), [squares(n) for n in noises])
+
+
+def exactly(value: Array, reference: Array, *nudged: Array) -> float:
+    """The ratio of tensors whose elements count as equal or not."""
+    base = Base(reference, exact=True)
+    return Tally.of(value, base, [base.apart(other) for other in nudged]).worst().ratio
 
 
 class TestDifference:
@@ -37,14 +43,32 @@ class TestDifference:
         with pytest.raises(Unlike, match=r"its shape is \[2\] instead of \[1, 2\]"):
             difference(np.zeros(2), np.zeros((1, 2)))
 
-    def test_exact_counts_elements(self) -> None:
-        a, b = np.array([1, 2, 3]), np.array([1, 0, 300])
-        assert apart(a, b, exact=True)[""] == 2
-        nan = np.array([np.nan, 1.0])
-        assert apart(nan, nan, exact=True)[""] == 0
 
-    def test_booleans(self) -> None:
-        assert apart(np.array([True, False]), np.array([True, True]), exact=True)[""] == 1
+class TestExactly:
+    def test_equal_is_equal(self) -> None:
+        for same in (np.array([1, 2]), np.array([True, False]), np.array([np.nan, 1.0])):
+            assert exactly(same, same) == 0.0
+
+    @pytest.mark.parametrize("size", [1, 2**55, 2**63 - 9])
+    def test_any_other_element_counts(self, size: int) -> None:
+        """One sentinel must not make all others equal, nor a large number its neighbours."""
+        values = np.array([3, 5, size])
+        for place in range(3):
+            other = values.copy()
+            other[place] += 1
+            assert exactly(other, values) == math.inf
+        assert exactly(np.array([True, False]), np.array([True, True])) == math.inf
+
+    def test_as_many_as_in_nudged_runs_and_as_far(self) -> None:
+        values = np.arange(100)
+        one, another, many, far = (values.copy() for _ in range(4))
+        one[3] += 1
+        another[7] -= 1
+        many[:40] += 1
+        far[7] += 1000
+        assert exactly(another, values, one) == 1.0
+        assert exactly(many, values, one) > 4
+        assert exactly(far, values, one) > 4
 
 
 def test_squares_along_every_measured_axis() -> None:
@@ -84,6 +108,20 @@ class TestWorst:
         found = tally(noise[:, ::-1].copy() * 0 + 2e-3, [noise], reference).worst()
         assert found.ratio < 4
 
+    def test_one_loud_channel_excuses_no_other(self) -> None:
+        error, noise = np.zeros((1, 9, 50)), np.full((1, 9, 50), 1e-7)
+        noise[:, 0], error[:, 5] = 1e-2, 1e-4
+        found = tally(error, [noise], np.ones((1, 9, 50))).worst()
+        assert found.part.startswith("index 5 of axis 1") and found.ratio > 100
+
+    @pytest.mark.parametrize("size", [1e160, 1e300, 1e-200])
+    def test_sizes_whose_squares_are_out_of_range(self, size: float) -> None:
+        reference = np.array([size, -size, 0.5 * size])
+        base = Base(reference, exact=False)
+        noises = [base.apart(reference * (1 + 1e-7))]
+        assert Tally.of(reference * (1 + 2e-7), base, noises).worst().ratio == pytest.approx(2, rel=1e-6)
+        assert Tally.of(-reference, base, noises).worst().ratio > 1e6
+
     def test_equal_is_zero(self) -> None:
         assert tally(np.zeros((2, 3)), []).worst().ratio == 0.0
 
@@ -117,7 +155,7 @@ class TestWorst:
 
     def test_a_problem_of_one_feed_stays(self) -> None:
         both = tally(np.zeros(4), [])
-        both.merge(Tally.of(np.zeros(3), np.zeros(4), [], exact=False))
+        both.merge(Tally.of(np.zeros(3), Base(np.zeros(4), exact=False), []))
         assert both.problem and both.elements == 8
 
 
