@@ -68,6 +68,9 @@ class CandidateFails(Exception):
     """The candidate cannot be evaluated where the reference can."""
 
 
+_NOTHING = Missing("")
+
+
 class _Lane:
     """A run that waits after each value to be told what to go on with.
 
@@ -83,18 +86,19 @@ class _Lane:
     ) -> None:
         self._run = program.run(feed, wanted=wanted, change=change)
         self.name: str | None = ""
-        self.value: Array | Missing = Missing("")
+        self.value: Array | Missing = _NOTHING
         self.reply: Array | None = None
         self.failure = ""
 
     def advance(self) -> None:
+        reply, self.reply = self.reply, None
+        self.value = _NOTHING  # nobody else may need it any more
         try:
-            self.name, self.value = self._run.send(self.reply)
+            self.name, self.value = self._run.send(reply)
         except StopIteration:
             self.name = None
         except EvaluationError as error:
             self.name, self.failure = None, str(error)
-        self.reply = None
 
 
 @dataclass(frozen=True, eq=False)

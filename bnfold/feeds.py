@@ -121,7 +121,9 @@ class Binding:
         return ", ".join([*sizes, *numbers])
 
     def resized(self) -> Binding | None:
-        """The same with other free sizes (not those of the batch); None if none are free, or too large."""
+        """The same with other free sizes (not those of the batch), all even, where those of the first
+        choice are odd: some paddings and roundings tell at the one, some at the other. None if no size is
+        free, or the inputs get too large."""
         own = {name: self.sizes[name] for name in self.others}
         other = replace(self, sizes={**self.sizes, **self.others}, others=own)
         return other if self.others and _fits(other) else None
@@ -141,7 +143,10 @@ class Binding:
         """[low, high) of an input that holds integers."""
         if target.bound is not None:
             return 0, target.bound
-        return self.integers.value if _is_vague(target) else (0, 128)
+        if _is_vague(target):
+            return self.integers.value
+        limits = np.iinfo(target.dtype)
+        return limits.min, limits.max + 1
 
     def _draw(self, rng: np.random.Generator, target: Input, shape: tuple[int, ...], offset: int) -> Array:
         if target.dtype.kind == "b":
@@ -379,11 +384,19 @@ def _sizes(count: int, taken: set[int]) -> Iterator[tuple[Sequence[int], Sequenc
         yield (), ()
         return
     odd = [n for n in range(37, 10_000, 2) if n not in taken]
-    even = [n for n in range(64, 10_000 * 32, 32) if n not in taken]
-    for some in (odd, even):
-        yield some[:count], some[count : 2 * count]
+    even = sorted((n for n in range(38, 10_000, 2) if n not in taken), key=_halves_late)
+    by_32 = [n for n in range(64, 10_000 * 32, 32) if n not in taken]
+    yield odd[:count], even[:count]
+    yield by_32[:count], by_32[1 : count + 1]
     for size in _COINCIDING:
-        yield [size] * count, [size + 32] * count
+        other = 2 * size if size < 32 else size + 32 + size % 2
+        yield [size] * count, [other] * count
+
+
+def _halves_late(size: int) -> tuple[int, int]:
+    """Orders even sizes: those of alike magnitude by how often they can be halved before they are odd, so
+    that behind strides sizes are even as well."""
+    return size // 32, -(size & -size)
 
 
 def _numbers(rng: np.random.Generator, values: Values, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

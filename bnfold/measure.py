@@ -21,8 +21,12 @@ F64 = NDArray[np.float64]
 
 # What float64 arithmetic itself may lose of a value in a few operations: the floor under every noise.
 _FLOAT64 = 2.0**-50
-# Exponents of numbers whose squares may be out of range.
-_FAR_OUT = 400
+# Sums of squares beyond which some square may have been out of range.
+_SMALL, _GREAT = 1e-200, 1e200
+# Of a difference, relative to what it is taken from: below it, too few digits are left.
+_CLOSE = 1e-6
+# Elements of a channel below which nothing can be said of its slope.
+_ENOUGH = 16
 # A mean square below which nothing is told apart from nothing.
 _SMALLEST = 1e-290
 
@@ -71,14 +75,15 @@ class Base:
     def __init__(self, value: Array, *, exact: bool) -> None:
         self.value, self.exact = value, exact
         numbers: F64 = np.asarray(value, np.float64)
-        known = np.isfinite(numbers)
-        self.finite = int(np.count_nonzero(known))
-        numbers = numbers if self.finite == numbers.size else np.where(known, numbers, 0.0)
-        largest = float(np.abs(numbers).max(initial=0.0))
-        # A power of two, so that nothing is rounded and no square is out of range.
-        exponent = math.frexp(largest)[1]
-        self._scale = math.ldexp(1.0, -exponent) if abs(exponent) > _FAR_OUT else 1.0
-        self.size = squares(numbers * self._scale if self._scale != 1.0 else numbers)
+        self.finite, self._scale = numbers.size, 1.0
+        self.size = squares(numbers)
+        if not _SMALL < self.size[""] < _GREAT and numbers.any():
+            known = np.isfinite(numbers)
+            self.finite = int(np.count_nonzero(known))
+            numbers = np.where(known, numbers, 0.0)
+            # A power of two, so that nothing is rounded and no square is out of range.
+            self._scale = math.ldexp(1.0, -math.frexp(float(np.abs(numbers).max(initial=0.0)))[1])
+            self.size = squares(numbers * self._scale)
 
     def apart(self, value: Array) -> Sums:
         """How far another tensor is from it: sums of squared differences; where values count as equal or
@@ -223,13 +228,25 @@ def squares(values: F64) -> Sums:
     first = np.linalg.vecdot(rows, rows).sum(axis=0)
     sums = {"": np.asarray(first.sum()), _CHANNELS: first}
     if values.ndim > 2:
-        if rows.size:
-            rows = rows - rows.mean(axis=(0, 2))[:, np.newaxis]
-        # Equal numbers differ from their mean by its rounding, which is no evidence.
-        sums[_ABOUT] = np.maximum(np.linalg.vecdot(rows, rows).sum(axis=0) - _FLOAT64**2 * first, 0.0)
+        if rows.shape[0] * rows.shape[2] >= _ENOUGH:
+            sums[_ABOUT] = _about_mean(rows, first)
         columns = values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
         sums[_LAST] = np.einsum("rc,rc->c", columns, columns)
     return sums
+
+
+def _about_mean(rows: F64, squared: F64) -> F64:
+    """Sums of squares of [N, C, S] about the mean of each c, from those about 0."""
+    means = rows.mean(axis=(0, 2)) if rows.size else np.zeros(rows.shape[1])
+    about: F64 = squared - rows.shape[0] * rows.shape[2] * means**2
+    # What is left of two almost equal numbers is no number: there, the means are subtracted first.
+    close = about < _CLOSE * squared
+    if close.any():
+        centred = rows[:, close] - means[close, np.newaxis]
+        # Equal numbers differ from their mean by its rounding, which is no evidence.
+        exact = np.linalg.vecdot(centred, centred).sum(axis=0) - _FLOAT64**2 * squared[close]
+        about[close] = np.maximum(exact, 0.0)
+    return about
 
 
 def metrics(value: Array, reference: Array, dtype: np.dtype[Any]) -> Metrics:
@@ -284,4 +301,4 @@ def _plus(total: Sums, more: Sums) -> Sums:
     """The sums of both; a part whose length changes from feed to feed is given up."""
     if not total or not more:
         return total or more
-    return {part: a + more[part] for part, a in total.items() if a.shape == more[part].shape}
+    return {part: a + more[part] for part, a in total.items() if part in more and a.shape == more[part].shape}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper, parser
 
 from bnfold.errors import InputError
+from bnfold.evaluate import evaluate
 from bnfold.feeds import Binding, Integers, Unfeedable, bindings, inputs_of
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
@@ -102,6 +103,59 @@ class TestSizes:
         assert after[2] != before[2]
         assert next(bindings(model("(float[N,3] x) => (float[] y) { y = Relu(x) }"))).resized() is None
 
+    def test_the_other_sizes_are_even_and_no_weights(self) -> None:
+        """At odd ones only, SAME_UPPER is the same as explicit pads, and a floor may be missed."""
+        network = model(
+            "(float[N,3,H,W] x, float[N,H] z) => (float[] y) { y = Conv(x, w) }", w=[48, 3, 40, 3]
+        )
+        first, second, coinciding, *_ = bindings(network)
+        other = first.resized()
+        assert other is not None
+        assert all(size % 2 == 0 and size not in {3, 40, 48} for size in other.sizes.values())
+        assert len(set(other.sizes.values())) == 2
+        assert np.prod(list(other.sizes.values())) <= 3 * np.prod(list(first.sizes.values()))
+        other = second.resized()
+        assert other is not None
+        for name, size in other.sizes.items():
+            assert size % 32 == 0 and size != second.sizes[name] and size <= 2 * second.sizes[name]
+        other = coinciding.resized()
+        assert other is not None and other.resized() is not None
+        (size,) = set(other.sizes.values())
+        assert size % 2 == 0 and {size} != set(coinciding.sizes.values())
+
+    def test_every_binding_has_other_sizes_of_its_kind(self) -> None:
+        for binding in bindings(model("(float[N,3,H,W] x) => (float[] y) { y = Relu(x) }")):
+            other = binding.resized()
+            assert other is not None
+            ours, theirs = list(binding.sizes.values()), list(other.sizes.values())
+            assert all(b % 2 == 0 and b not in (a, 0) for a, b in zip(ours, theirs, strict=True))
+            assert len(set(ours)) == len(set(theirs))
+            assert np.prod(theirs) <= 4 * np.prod(ours)
+            if all(a % 32 == 0 for a in ours):
+                assert all(b % 32 == 0 for b in theirs)
+
+    @pytest.mark.parametrize("layer", range(3))
+    def test_padding_that_is_off_by_one_shows_at_one_of_the_two(self, layer: int) -> None:
+        """Also behind other strides: what an even size becomes when halved is even again."""
+        same, explicit = 'auto_pad = "SAME_UPPER", strides = [2, 2]', "pads = [1, 1, 1, 1], strides = [2, 2]"
+        ways = [[same] * 3, [explicit if i == layer else same for i in range(3)]]
+        ours, theirs = (
+            model(
+                "(float[N,2,H,W] x) => (float[] y) "
+                f"{{ a = Conv<{one}>(x, w)  b = Conv<{two}>(a, w)  y = Conv<{three}>(b, w) }}",
+                w=[2, 2, 3, 3],
+            )
+            for one, two, three in ways
+        )
+        kernel = np.random.default_rng(0).standard_normal((2, 2, 3, 3)).astype(np.float32)
+        for network in ours, theirs:
+            network.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(kernel, "w"))
+        first = next(bindings(ours))
+        sized = [binding for binding in (first, first.resized()) if binding is not None]
+        results = [[evaluate(network, feed(b, 1))["y"] for network in (ours, theirs)] for b in sized]
+        assert len(results) == 2
+        assert not all(np.array_equal(one, other) for one, other in results)
+
     @pytest.mark.parametrize("size", [2**40, 2**60])
     def test_inputs_that_no_memory_can_hold(self, size: int) -> None:
         with pytest.raises(Unfeedable, match=rf"input 'x' of shape \[{size}, 3, 1024, 8\] would take"):
@@ -164,9 +218,12 @@ class TestIntegers:
         assert set(feed(every[0], 100)["i"].tolist()) == {0, 1, 2}
         assert {b.integers for b in every} == set(Integers)
 
-    def test_eight_bits_are_pixels(self) -> None:
-        (only, *_) = bindings(model("(uint8[N,100] i) => (uint8[] y) { y = Identity(i) }"))
-        assert feed(only)["i"].max() > 100
+    @pytest.mark.parametrize(("kind", "low", "high"), [("uint8", 0, 255), ("int8", -128, 127)])
+    def test_eight_bits_are_all_that_they_can_be(self, kind: str, low: int, high: int) -> None:
+        text = f"({kind}[N,4000] i) => ({kind}[] y) {{ y = Identity(i) }}"
+        (only, *_) = bindings(model(text))
+        # Of 16,000 draws, each of the 256 values is missed with a chance of e^-62.
+        assert set(feed(only)["i"].reshape(-1).tolist()) == set(range(low, high + 1))
 
     @pytest.mark.parametrize(
         "way",
@@ -178,7 +235,7 @@ class TestIntegers:
             "y = Gather(t, i)  z = Gather<axis = 1>(w, i)",
         ],
     )
-    @pytest.mark.parametrize("kind", ["int64", "int32", "uint8"])
+    @pytest.mark.parametrize("kind", ["int64", "int32", "uint8", "int8"])
     def test_indices_stay_within_the_table_and_use_all_of_it(self, way: str, kind: str) -> None:
         embedding = model(f"({kind}[N,400] i) => (float[] y) {{ {way} }}", t=[23, 2], w=[2, 31])
         assert inputs_of(embedding)[0].bound == 23

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import helper
 
 from .block import Block
-from .node import Array, Node, Operator, carry
+from .node import Array, Node, Operator, carry, dtype_of
 from .outcome import Unsupported
 
 
@@ -72,8 +71,8 @@ def _stacked(body: Block, scanned: list[list[Array]], axes: list[int]) -> list[A
             continue
         tensor_type = value.type.tensor_type
         sizes = [dim.dim_value for dim in tensor_type.shape.dim]
-        dtype = helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
-        results.append(np.expand_dims(carry(np.empty(sizes, dtype)), axis)[:0])
+        empty = np.empty(sizes, dtype_of(tensor_type.elem_type))
+        results.append(np.expand_dims(carry(empty), axis)[:0])
     return results
 
 

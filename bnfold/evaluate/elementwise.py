@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from .node import Array, Node, Operator, along, carry, is_float
+from .node import Array, Node, Operator, along, carry, dtype_of, is_float
 from .outcome import Random, Unsupported
 
 
@@ -53,9 +53,13 @@ def power(a: Array, b: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    e = np.exp(-x)
+    e = np.asarray(np.exp(-x))  # of a scalar, NumPy makes no array that could be written to
     e += 1
     return np.asarray(np.reciprocal(e, out=e))  # where e is infinite, the result is 0
+
+
+def softsign(x: Array) -> Array:
+    return np.asarray(x / (1 + np.abs(x)))
 
 
 def gelu(node: Node) -> Array:
@@ -73,8 +77,12 @@ def _each(function: Callable[[float], float], x: Array) -> Array:
 def sum_(node: Node) -> Array:
     values = [node[i] for i in range(len(node.inputs))]
     if node.opset < 8 and len({value.shape for value in values}) > 1:
-        raise ValueError(f"Sum before opset 8: shapes {[value.shape for value in values]} differ")
+        raise ValueError(f"{node.op_type} before opset 8: shapes {[value.shape for value in values]} differ")
     return np.asarray(sum(values[1:], start=values[0]))
+
+
+def mean(node: Node) -> Array:
+    return np.asarray(sum_(node) / len(node.inputs))
 
 
 def prelu(node: Node) -> Array:
@@ -125,16 +133,16 @@ def where(node: Node) -> Array:
 def cast(node: Node) -> Array:
     to = node.attributes["to"]
     code = TensorProto.DataType.Value(to) if isinstance(to, str) else to  # a name in opset 1
-    return _convert(node[0], _carried(code))
+    return _convert(node[0], carried_dtype(code))
 
 
 def cast_like(node: Node) -> Array:
     return _convert(node[0], node[1].dtype)
 
 
-def _carried(code: int) -> np.dtype[Any]:
+def carried_dtype(code: int) -> np.dtype[Any]:
     """The dtype in which values of an ONNX element type are carried."""
-    return carry(np.empty(0, helper.tensor_dtype_to_np_dtype(code))).dtype
+    return carry(np.empty(0, dtype_of(code))).dtype
 
 
 def _convert(x: Array, dtype: np.dtype[Any]) -> Array:
@@ -146,7 +154,7 @@ def _convert(x: Array, dtype: np.dtype[Any]) -> Array:
 def quantize_linear(node: Node) -> Array:
     x, scale, zero = node[0], node[1], node.optional(2)
     code = node.attributes.get("output_dtype", 0) or TensorProto.UINT8
-    dtype = helper.tensor_dtype_to_np_dtype(code) if zero is None else zero.dtype
+    dtype = dtype_of(code) if zero is None else zero.dtype
     if dtype.kind not in "iu":
         raise Unsupported(f"QuantizeLinear to {dtype}")
     steps = np.rint(x / _spread(node, scale)) + (0 if zero is None else _spread(node, zero))
@@ -192,6 +200,7 @@ OPERATORS: dict[str, Operator] = {
     "LeakyRelu": leaky_relu,
     "Less": binary(np.less),
     "Log": unary(np.log),
+    "Mean": mean,
     "Mul": binary(np.multiply),
     "Neg": unary(np.negative),
     "Not": unary(np.logical_not),
@@ -201,6 +210,7 @@ OPERATORS: dict[str, Operator] = {
     "Reciprocal": unary(np.reciprocal),
     "Relu": unary(lambda x: np.maximum(x, 0)),
     "Sigmoid": unary(sigmoid),
+    "Softsign": unary(softsign),
     "Sqrt": unary(np.sqrt),
     "Sub": binary(np.subtract),
     "Sum": sum_,

@@ -160,8 +160,13 @@ class Frame:
             partial(self._run_inner, scope),
             partial(stored.carried, node.output[0], change=self.change),
         )
-        results = operator(call)
-        return results if isinstance(results, tuple) else (results,)
+        try:
+            results = operator(call)
+        except TypeError as error:  # NumPy has no such operation for these types; others may
+            raise Unsupported(in_a_line(error)) from error
+        results = results if isinstance(results, tuple) else (results,)
+        # What NumPy makes of scalars often is no array.
+        return [value if isinstance(value, list) else np.asarray(value) for value in results]
 
     def _call_elsewhere(
         self,

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from onnx import helper
 
 from .block import Block
+from .outcome import Unsupported
 
 Array = npt.NDArray[Any]
 Datum = Array | list[Array]
@@ -69,6 +71,18 @@ def carry(value: npt.ArrayLike) -> Array:
     """The value in the type that the evaluator computes in: float64 for any float."""
     array = np.asarray(value)
     return array.astype(np.float64) if is_float(array) else array
+
+
+def dtype_of(code: int) -> np.dtype[Any]:
+    """The dtype of an element type, a code of `TensorProto.DataType`.
+
+    Raises:
+        Unsupported: There is none, or none that is known here.
+    """
+    try:
+        return helper.tensor_dtype_to_np_dtype(code)
+    except KeyError as error:
+        raise Unsupported(f"the element type {code} is not known here") from error
 
 
 def along(parameter: Array, axis: int, rank: int) -> Array:

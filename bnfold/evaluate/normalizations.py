@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from .elementwise import divide
 from .node import Array, Node, Operator, along, is_float
+from .outcome import Unsupported
 from .windows import blocks
 
 PART = 1 << 15
@@ -103,6 +105,25 @@ def mean_variance_normalization(node: Node) -> Array:
     return np.asarray((x - x.mean(axis=axes, keepdims=True)) / spread)
 
 
+def lp_normalization(node: Node) -> Array:
+    x, p, axis = node[0], node.attributes["p"], node.attributes["axis"]
+    norm = (np.abs(x) ** p).sum(axis=axis, keepdims=True) ** (1 / p)
+    return np.where(norm == 0, 0, x / norm)
+
+
+def lrn(node: Node) -> Array:
+    """x / (bias + alpha/size·Σx²)^beta, the sum over `size` channels around each one."""
+    x, size = node[0], node.attributes["size"]
+    before = (size - 1) // 2
+    around = [(0, 0), (before, size - 1 - before), *[(0, 0)] * (x.ndim - 2)]
+    squares = np.pad(x**2, around)
+    total = np.zeros(x.shape)
+    for first in range(size):
+        total += squares[:, first : first + x.shape[1]]
+    spread = node.attributes["bias"] + node.attributes["alpha"] / size * total
+    return np.asarray(x / spread ** node.attributes["beta"])
+
+
 def softmax(node: Node) -> Array:
     shifted, axes = _shifted(node)
     y = np.exp(shifted, out=shifted)
@@ -121,7 +142,7 @@ def _shifted(node: Node) -> tuple[Array, tuple[int, ...]]:
     x, axis = node[0], node.attributes["axis"]
     # Up to opset 12 all axes from `axis` on count as one.
     axes = tuple(range(axis % x.ndim, x.ndim)) if node.opset < 13 else (axis,)
-    return np.asarray(x - x.max(axis=axes, keepdims=True)), axes
+    return np.asarray(x - x.max(axis=axes, keepdims=True, initial=-np.inf)), axes
 
 
 def reduction(function: Callable[..., Any]) -> Operator:
@@ -149,6 +170,25 @@ def _sum(x: Array, **options: Any) -> Any:
     return np.sum(x, dtype=x.dtype, **options)
 
 
+def _mean(x: Array, **options: Any) -> Any:
+    """Of integers an integer, rounded towards zero, as runtimes have it."""
+    total = np.asarray(_sum(x, **options))
+    return divide(total, np.asarray(x.size // max(total.size, 1), x.dtype))
+
+
+def _sum_square(x: Array, **options: Any) -> Any:
+    return _sum(np.square(x), **options)
+
+
+def _log_sum_exp(x: Array, axis: tuple[int, ...] | None, keepdims: bool) -> Any:
+    if not is_float(x):
+        raise Unsupported("ReduceLogSumExp of integers")
+    largest = x.max(axis=axis, keepdims=True, initial=-np.inf)
+    largest = np.where(np.isfinite(largest), largest, 0)
+    y = np.log(np.exp(x - largest).sum(axis=axis, keepdims=True)) + largest
+    return y if keepdims else np.squeeze(y, axis)
+
+
 def _bounds(x: Array) -> tuple[Any, Any]:
     """The smallest and the largest value of the type: what the maximum and minimum of nothing are."""
     if is_float(x):
@@ -170,13 +210,17 @@ OPERATORS: dict[str, Operator] = {
     "BatchNormalization": batch_normalization,
     "GroupNormalization": group_normalization,
     "InstanceNormalization": instance_normalization,
+    "LRN": lrn,
     "LayerNormalization": layer_normalization,
     "LogSoftmax": log_softmax,
+    "LpNormalization": lp_normalization,
     "MeanVarianceNormalization": mean_variance_normalization,
     "RMSNormalization": rms_normalization,
+    "ReduceLogSumExp": reduction(_log_sum_exp),
     "ReduceMax": reduction(_max),
-    "ReduceMean": reduction(np.mean),
+    "ReduceMean": reduction(_mean),
     "ReduceMin": reduction(_min),
     "ReduceSum": reduction(_sum),
+    "ReduceSumSquare": reduction(_sum_square),
     "Softmax": softmax,
 }

@@ -123,9 +123,15 @@ class Program:
             if name in asked:
                 scope[name] = yield from _handed_out(name, scope[name])
         for step in self._block.steps:
-            for name, value in frame.compute(step, scope):
-                scope[name] = (yield from _handed_out(name, value)) if name in asked else value
-            scope.drop(step.frees)
+            results = frame.compute(step, scope)
+            scope.drop(step.frees)  # now: a run that waits at a value must not hold what made it
+            while results:
+                name, value = results.pop(0)
+                if name in asked:
+                    value = yield from _handed_out(name, value)
+                if name not in step.frees:
+                    scope[name] = value
+                del value
 
     def _bound(self, feeds: Mapping[str, npt.ArrayLike]) -> dict[str, Value]:
         if unknown := feeds.keys() - set(self._fed):

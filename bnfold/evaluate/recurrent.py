@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .elementwise import sigmoid
+from .elementwise import sigmoid, softsign
 from .node import Array, Node, Operator
 from .outcome import Unsupported
 
@@ -21,6 +21,7 @@ State = tuple[Array, ...]
 ACTIVATIONS: dict[str, Callable[[Array], Any]] = {
     "relu": lambda x: np.maximum(x, 0),
     "sigmoid": sigmoid,
+    "softsign": softsign,
     "tanh": np.tanh,
 }
 

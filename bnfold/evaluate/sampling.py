@@ -1,13 +1,16 @@
-"""GridSample, which looks into data wherever a grid says, and AffineGrid, which makes such a grid."""
+"""Operators that look into data between its values: GridSample, wherever a grid says, RoiAlign, in boxes; and
+AffineGrid, which makes a grid."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from .node import Array, Node, Operator
+from .outcome import Unsupported
 from .resize import cubic, triangle
 
 CUBIC = -0.75
@@ -69,6 +72,38 @@ def _reflected(at: Array, ends: tuple[float, float]) -> Array:
     return np.asarray(low + np.minimum(turned, 2 * span - turned))
 
 
+def roi_align(node: Node) -> Array:
+    """X [N, C, H, W], boxes [R, 4] as x1, y1, x2, y2, and which sample each looks into: [R, C, out...].
+
+    A mean of samples that are linear along both axes: one product per axis.
+    """
+    if node.attributes["mode"] != "avg":
+        raise Unsupported("RoiAlign of the largest")  # runtimes do not take that of the samples
+    x, boxes, samples = node[0], node[1] * node.attributes["spatial_scale"], node[2]
+    height, width = node.attributes["output_height"], node.attributes["output_width"]
+    y = np.empty((len(boxes), x.shape[1], height, width))
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        rows, columns = _bins(node, x.shape[2], top, bottom, height), _bins(node, x.shape[3], left, right, width)
+        seen_rows, seen_columns = rows.any(axis=0), columns.any(axis=0)
+        seen = x[samples[i]][:, seen_rows][:, :, seen_columns]
+        y[i] = rows[:, seen_rows] @ seen @ columns[:, seen_columns].T
+    return y
+
+
+def _bins(node: Node, size: int, start: float, end: float, count: int) -> Array:
+    """The weights [count, size] of the values along an axis in the parts of a box from `start` to `end`."""
+    length = end - start
+    if node.attributes.get("coordinate_transformation_mode") == "half_pixel":
+        start -= 0.5
+    else:  # also what older opsets mean
+        length = max(length, 1.0)
+    samples = node.attributes["sampling_ratio"] or max(math.ceil(length / count), 0)
+    at = start + (np.arange(count * samples) + 0.5) * (length / max(count * samples, 1))
+    weights = triangle(np.clip(at, 0, size - 1)[:, np.newaxis] - np.arange(size))
+    weights[(at < -1) | (at > size)] = 0
+    return np.asarray(weights.reshape(count, samples, size).sum(axis=1) / max(samples, 1))
+
+
 def affine_grid(node: Node) -> Array:
     """theta [N, axes, axes + 1] and a size (N, C, spatial...): a grid [N, spatial..., axes]."""
     theta, sizes = node[0], [int(n) for n in node[1][2:]]
@@ -87,4 +122,5 @@ def _line(size: int, aligned: bool) -> Array:
 OPERATORS: dict[str, Operator] = {
     "AffineGrid": affine_grid,
     "GridSample": grid_sample,
+    "RoiAlign": roi_align,
 }

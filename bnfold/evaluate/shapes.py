@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from .node import Array, Node, Operator
+from .elementwise import carried_dtype
+from .node import Array, Node, Operator, along
 from .outcome import Unsupported
 from .stored import dense, tensor
 
@@ -36,7 +37,8 @@ def slice_(node: Node) -> Array:
     steps = node.ints("steps", 4) or [1] * len(starts)
     where = [slice(None)] * x.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        where[axis] = slice(start, end, step)
+        # Unlike in Python, a start before the first value is the first value, backwards as well.
+        where[axis] = slice(max(start, -x.shape[axis]), end, step)
     return x[tuple(where)]
 
 
@@ -46,11 +48,20 @@ def gather(node: Node) -> Array:
 
 def scatter(node: Node) -> Array:
     """What is called ScatterElements from opset 11 on, with fewer options."""
-    y, indices, updates, axis = node[0].copy(), node[1], node[2], node.attributes["axis"]
-    where = list(np.indices(indices.shape))
-    where[axis] = indices
-    y[tuple(where)] = updates
+    y = node[0].copy()
+    y[_elements(node)] = node[2]
     return y
+
+
+def gather_elements(node: Node) -> Array:
+    return np.asarray(node[0][_elements(node)])
+
+
+def _elements(node: Node) -> tuple[Array, ...]:
+    """Where each of the indices points: along `axis` by its value, along the others by its own place."""
+    where = list(np.indices(node[1].shape))
+    where[node.attributes["axis"]] = node[1]
+    return tuple(where)
 
 
 def transpose(node: Node) -> Array:
@@ -157,6 +168,20 @@ def constant_of_shape(node: Node) -> Array:
     return node.constant(np.full(node[0].astype(np.int64), value.item(), value.dtype))
 
 
+def eye_like(node: Node) -> Array:
+    rows, columns = node[0].shape
+    dtype = carried_dtype(node.attributes["dtype"]) if "dtype" in node.attributes else node[0].dtype
+    return np.eye(rows, columns, node.attributes["k"], dtype)
+
+
+def one_hot(node: Node) -> Array:
+    """Indices count from the end where they are negative; beyond the depth, nothing is hot."""
+    indices, depth, (off, on) = node[0].astype(np.int64), int(node[1].item()), node[2]
+    axis = node.attributes["axis"]
+    places = along(np.arange(depth), axis, indices.ndim + 1)
+    return np.where(np.expand_dims(np.where(indices < 0, indices + depth, indices), axis) == places, on, off)
+
+
 def range_(node: Node) -> Array:
     start, limit, delta = (node[i].item() for i in range(3))
     count = max(math.ceil((limit - start) / delta), 0)
@@ -169,8 +194,11 @@ OPERATORS: dict[str, Operator] = {
     "ConstantOfShape": constant_of_shape,
     "DepthToSpace": depth_to_space,
     "Expand": expand,
+    "EyeLike": eye_like,
     "Flatten": flatten,
     "Gather": gather,
+    "GatherElements": gather_elements,
+    "OneHot": one_hot,
     "Pad": pad,
     "Range": range_,
     "Reshape": reshape,
