@@ -287,7 +287,7 @@ class Comparison:
         if base.exact or alone:
             return base.value
         ratio = tally.worst().ratio
-        if ratio > self.tolerance and not tally.problem:
+        if ratio > self.tolerance / 2 and not tally.problem:
             tally.excused = self._is_tie(name, tallies, but=name)
         if is_output or tally.excused:
             return None

@@ -118,8 +118,9 @@ def _digits(values: Array) -> Array:
 
 def _placed(values: Array) -> Array:
     """The digits and the place of each of at most `_BLOCK` numbers, mixed into a uint64."""
-    mixed: Array = _digits(values) ^ _places()[: values.size]
-    return mixed
+    words = _digits(values)
+    words ^= _places()[: values.size]
+    return words
 
 
 @cache
@@ -192,7 +193,8 @@ class _Flow:
         return {value.name for value in self._constants if value in found}
 
     def coarse_units(self) -> dict[str, float]:
-        """For constants that all readers take to a coarser float, its unit roundoff: their own is lost.
+        """For constants that all readers take to a coarser float, its unit roundoff: their own is lost;
+        0 for others.
 
         A Cast says so itself; a BatchNormalization computes in the type of its data, whatever that of its
         parameters.
@@ -200,13 +202,13 @@ class _Flow:
         units: dict[str, list[float]] = defaultdict(list)
         for value in self._constants:
             units[value.name] += value.units
-        return {name: min(some) for name, some in units.items() if some and min(some)}
+        return {name: min(some, default=0.0) for name, some in units.items()}
 
     def _graph(self, graph: onnx.GraphProto, around: _Names, calls: tuple[_Key, ...]) -> _Names:
         """Walk through a graph; returns the names that it knows."""
         names = around.new_child()
         for value in graph.input:
-            names[value.name] = _Value(value.name, self._types.get(value.name, 0))
+            names[value.name] = self._value(value.name, calls)
         for name in [t.name for t in graph.initializer] + [t.values.name for t in graph.sparse_initializer]:
             names[name] = self._constant(name)
         self._nodes(graph.node, names, calls)
@@ -214,6 +216,9 @@ class _Flow:
             if value.name in names:
                 names[value.name].units.append(0.0)
         return names
+
+    def _value(self, name: str, calls: tuple[_Key, ...]) -> _Value:
+        return _Value(name, 0 if calls else self._types.get(name, 0))  # types are those of the main graph
 
     def _constant(self, name: str) -> _Value:
         self._constants.append(_Value(name))
@@ -223,8 +228,7 @@ class _Flow:
         for node in nodes:
             for name in filter(None, node.output):
                 stored = node.op_type in ("Constant", "ConstantOfShape")
-                known = 0 if calls else self._types.get(name, 0)  # types are those of the main graph
-                names[name] = self._constant(name) if stored else _Value(name, known)
+                names[name] = self._constant(name) if stored else self._value(name, calls)
         for node in nodes:
             read = [names.get(name) for name in node.input]
             results = [names.get(name) for name in node.output]

@@ -45,14 +45,22 @@ def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 def _told(value: onnx.ValueInfoProto) -> str:
     """A name, its type and its shape, as in "x: float[N, 3, ?]"."""
     kind = value.type.WhichOneof("value")
+    if kind is None:
+        return f"{value.name}: no type"
     if kind != "tensor_type":
-        return f"{value.name}: {str(kind).removesuffix('_type')}"
+        return f"{value.name}: {kind.removesuffix('_type')}"
     tensor = value.type.tensor_type
-    name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    name = _element(tensor.elem_type)
     if not tensor.HasField("shape"):
         return f"{value.name}: {name}"
     dims = (d.dim_param or (str(d.dim_value) if d.HasField("dim_value") else "?") for d in tensor.shape.dim)
     return f"{value.name}: {name}[{', '.join(dims)}]"
+
+
+def _element(code: int) -> str:
+    """The name of an element type; its number where it has none."""
+    types = onnx.TensorProto.DataType
+    return types.Name(code).lower() if code in types.values() else str(code)
 
 
 def _opsets(model: onnx.ModelProto) -> str:

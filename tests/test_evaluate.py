@@ -62,6 +62,9 @@ OTHERWISE = {
     "averagepool_2d_ceil_last_window_starts_on_pad": "the data are written with four digits",
     "resize_downsample_scales_linear_align_corners": "the data divide by a length that is not yet rounded",
     "resize_downsample_scales_cubic_align_corners": "the data divide by a length that is not yet rounded",
+    "roialign_aligned_true": "the data are written with four digits",
+    "roialign_aligned_false": "the data are written with four digits",
+    "roialign_mode_max": "not available here",
     "training_dropout": "random",
     "identity_sequence": "sequences are not tensors",
     "identity_opt": "optionals are not tensors",
@@ -107,7 +110,7 @@ def as_array(value: Any) -> Array:
     return numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.asarray(value)
 
 
-WITHOUT_CASES = {"GlobalLpPool"}
+WITHOUT_CASES = {"GlobalLpPool", "RoiAlign"}
 
 
 @pytest.mark.parametrize("op_type", sorted(OPERATORS))
@@ -272,6 +275,18 @@ RUNTIME_CASES = [
         'y = AveragePool<kernel_shape=[3], strides=[2], auto_pad="VALID", ceil_mode=1>(x)',
     ),
     (7, "float[4,6] x", "p, q, y = Split<axis=1>(x)"),
+    (13, "float[2,8,3,1] x", "y = LRN<size=3, alpha=1.0>(x)"),
+    (1, "float[5,3,2,2] x", "y = LRN<size=5, alpha=0.5, beta=0.3, bias=2.0>(x)"),
+    (13, "float[2,3,4] x", "y = LpNormalization<p=1, axis=1>(x)"),
+    (13, "float[2,3,4] x", "y = LpNormalization(x)"),
+    (13, "float[1] x, float[2,1] z, float[3] w", "y = Mean(x, z, w)"),
+    (13, "float x", "p = Softsign(x) q = Sigmoid(p) y = Mul(p, q)"),
+    (13, "float[2,3,4] x", "y = ReduceLogSumExp<axes=[1]>(x)"),
+    (13, "float x", "y = ReduceLogSumExp(x)"),
+    (13, "float[2,0,3] x", "p = Softmax<axis=1>(x) q = LogSoftmax<axis=0>(x) y = Add(p, q)"),
+    (12, "float[2,0] x", "p = Softmax(x) q = LogSoftmax(x) y = Add(p, q)"),
+    (9, "float[3,2] x", "y = EyeLike<dtype=1, k=-1>(x)"),
+    (9, "float[3,4] x", "e = EyeLike<dtype=7, k=1>(x) y = Cast<to=1>(e)"),
 ]
 
 
@@ -340,6 +355,30 @@ def test_onnxruntime_agrees_on_recurrent_layers_of_unequal_lengths(op_type: str)
     results = evaluate(model, feeds)
     for name, theirs in zip(results, session.run(list(results), feeds), strict=True):
         assert_rounding_apart(results[name], theirs, name)
+
+
+@pytest.mark.parametrize("sampling", [0, 1, 2])
+@pytest.mark.parametrize(
+    "opset, mode",
+    [
+        (10, ""),
+        (15, ""),
+        (16, ""),
+        (16, ', coordinate_transformation_mode="output_half_pixel"'),
+    ],
+)
+def test_onnxruntime_agrees_on_boxes(opset: int, mode: str, sampling: int) -> None:
+    """Inside, over an edge, outside, empty, and turned."""
+    form = f"output_height=2, output_width=3, spatial_scale=0.5, sampling_ratio={sampling}{mode}"
+    model = parse(opset, "float[2,3,7,9] x, float[6,4] b, int64[6] i", f"y = RoiAlign<{form}>(x, b, i)")
+    boxes = [[0, 1, 8, 9.5], [-7, -5, 5, 6], [8, 6, 24, 20], [40, 40, 60, 60], [2, 2, 2, 2], [9, 7, 5, 3]]
+    feeds: dict[str, Array] = {
+        "x": np.random.default_rng(0).standard_normal((2, 3, 7, 9)).astype(np.float32),
+        "b": np.array(boxes, np.float32),
+        "i": np.array([0, 1, 1, 0, 1, 0]),
+    }
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert_rounding_apart(evaluate(model, feeds)["y"], session.run(["y"], feeds)[0], form)
 
 
 def test_the_first_of_equal_values_has_the_index_in_max_pool() -> None:
@@ -556,6 +595,51 @@ def test_scan_in_reverse_and_along_another_axis() -> None:
     assert results["z"].tolist() == [[7, 6, 4], [15, 12, 7]]
 
 
+@pytest.mark.parametrize(
+    "start, end, step, expected",
+    [
+        (-9, -99, -1, [0]),
+        (-5, -99, -1, [0]),
+        (9, -99, -2, [4, 2, 0]),
+        (-1, -6, -1, [4, 3, 2, 1, 0]),
+        (-9, 2, 1, [0, 1]),
+        (-9, 0, -1, []),
+        (9, 99, 1, []),
+    ],
+)
+def test_starts_and_ends_of_slices_are_clamped(start: int, end: int, step: int, expected: list[int]) -> None:
+    body = f"""
+        s = Constant<value_ints=[{start}]>() e = Constant<value_ints=[{end}]>()
+        a = Constant<value_ints=[0]>() d = Constant<value_ints=[{step}]>()
+        y = Slice(x, s, e, a, d)
+    """
+    assert run(13, body, x=np.arange(5.0)).tolist() == expected
+
+
+def test_nothing_can_be_sliced_backwards() -> None:
+    body = "s = Constant<value_ints=[-1]>() e = Constant<value_ints=[-9]>() y = Slice(x, s, e, z, s)"
+    model = parse(13, "float[] x, int64[] z", body)
+    assert evaluate(model, {"x": np.empty(0), "z": [0]})["y"].shape == (0,)
+
+
+@pytest.mark.parametrize("depth", [3, [3]])
+def test_one_hot_takes_a_depth_of_either_rank(depth: Any) -> None:
+    """Indices count from the end where they are negative; beyond the depth nothing is hot."""
+    model = parse(11, "int64[] i, int64[] n, float[] v", "y = OneHot(i, n, v)")
+    y = evaluate(model, {"i": [0, -1, 3, -4], "n": depth, "v": [0.5, 2.0]})["y"]
+    assert y.tolist() == [[2, 0.5, 0.5], [0.5, 0.5, 2], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
+    model = parse(11, "float[] i, int64[] n, int64[] v", "y = OneHot<axis=0>(i, n, v)")
+    y = evaluate(model, {"i": [1.9], "n": depth, "v": [0, 1]})["y"]
+    assert y.dtype == np.int64
+    assert y.tolist() == [[0], [1], [0]]
+
+
+def test_gather_elements_takes_fewer_indices_than_there_are_values() -> None:
+    model = parse(13, "float[] x, int64[] i", "y = GatherElements<axis=1>(x, i)")
+    x = np.arange(12.0).reshape(3, 4)
+    assert evaluate(model, {"x": x, "i": [[3, -4], [0, 1]]})["y"].tolist() == [[3, 0], [4, 5]]
+
+
 # --- Precision and types ------------------------------------------------------------------------------
 
 
@@ -584,6 +668,46 @@ def test_integers_stay_integers() -> None:
     assert y.dtype == np.int32
     model = parse(14, "int64[2] x", "c = Constant<value=int64[1] {2}>() y = Div(x, c)")
     assert evaluate(model, {"x": np.array([-7, 7])})["y"].tolist() == [-3, 3]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_reductions_of_integers_are_integers(dtype: Any) -> None:
+    model = parse(
+        13,
+        "int64[] x",
+        "y = ReduceMean<axes=[1], keepdims=0>(x) z = ReduceSumSquare<axes=[1], keepdims=0>(x)",
+    )
+    results = evaluate(model, {"x": np.array([[1, 2, 4], [-1, -2, -4]], dtype)}, outputs=["y", "z"])
+    assert [value.dtype for value in results.values()] == [dtype, dtype]
+    assert results["y"].tolist() == [2, -2]  # towards zero
+    assert results["z"].tolist() == [21, 21]
+
+
+def test_the_logarithm_of_no_sum_is_minus_infinity() -> None:
+    y = run(13, "y = ReduceLogSumExp<axes=[1], keepdims=0>(x)", x=[[-np.inf, -np.inf], [np.inf, 0]])
+    assert y.tolist() == [-np.inf, np.inf]
+
+
+SCALAR = [
+    *("Abs", "Ceil", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity"),
+    *("LeakyRelu", "Log", "Neg", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Softplus", "Softsign"),
+    *("Sqrt", "Tanh", "ReduceMean", "ReduceMax", "ReduceSum", "ReduceSumSquare", "ReduceLogSumExp", "Mean"),
+]
+
+
+@pytest.mark.parametrize("op_type", SCALAR)
+def test_scalars_are_values_like_any_other(op_type: str) -> None:
+    y = run(20, f"y = {op_type}(x)", x=1.5)
+    assert isinstance(y, np.ndarray)
+    assert y.shape == ()
+    # The loops that NumPy has for arrays may end in another last bit.
+    np.testing.assert_allclose(y, run(20, f"y = {op_type}(x)", x=[1.5]).reshape(()), rtol=2**-52)
+
+
+def test_scalars_stay_arrays_when_their_type_changes() -> None:
+    y = run(13, f"i = Cast<to={TensorProto.INT64}>(x) y = Cast<to={TensorProto.FLOAT}>(i)", x=1.5)
+    assert isinstance(y, np.ndarray)
+    assert y.tolist() == 1
 
 
 def test_convolution_is_accurate_to_float64() -> None:

@@ -463,6 +463,15 @@ def test_what_is_not_available_here_is_run_elsewhere() -> None:
     assert program.borrowed == ("Thing 'q'",)
 
 
+def test_what_numpy_has_no_operation_for_is_run_elsewhere() -> None:
+    """Of types that are none here, such as booleans for Sub, it is not known whether a runtime takes them."""
+    model = parse("a = Constant<value=bool[1] {1}>() y = Sub(a, a)")
+    ((_, y),) = Program(model, elsewhere=lambda node, inputs: [np.zeros(1)]).run({"x": [1.0]})
+    assert isinstance(y, np.ndarray) and y.tolist() == [0]
+    ((_, y),) = Program(model).run({"x": [1.0]})
+    assert isinstance(y, Missing) and y.reason.startswith("Sub 'y': numpy boolean subtract")
+
+
 def test_what_cannot_be_run_elsewhere_either_is_missing() -> None:
     def elsewhere(node: NodeProto, inputs: Sequence[Array | None]) -> list[Array]:
         raise Unsupported("nor elsewhere")
@@ -478,6 +487,22 @@ def test_what_onnx_reference_rounds_is_not_taken_from_it() -> None:
     ((_, y),) = Program(parse(body)).run({"x": 1.0})
     assert isinstance(y, Missing)
     assert "onnx.reference" in y.reason
+
+
+@pytest.mark.parametrize("code", [0, 77])
+def test_an_element_type_that_is_none_has_no_values(code: int) -> None:
+    ((_, y),) = Program(parse(f"y = Cast<to={code}>(x)")).run({"x": [1.0]})
+    assert y == Missing(f"Cast 'y': the element type {code} is not known here")
+    model = parse(
+        "y = Loop<body=b (int64 i, bool c) => (bool d, float[2] o) { d = Identity(c) o = Neg(x) }>(n)",
+        "float[2] x, int64 n",
+    )
+    body = model.graph.node[0].attribute[0].g
+    body.output[1].type.tensor_type.elem_type = code
+    ((_, y),) = Program(model).run({"x": [1.0, 2.0], "n": 0})
+    assert y == Missing(f"Loop 'y': the element type {code} is not known here")
+    ((_, y),) = Program(model).run({"x": [1.0, 2.0], "n": 1})
+    assert isinstance(y, np.ndarray) and y.tolist() == [[-1, -2]]
 
 
 # --- What is wrong ------------------------------------------------------------------------------------

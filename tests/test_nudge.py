@@ -118,7 +118,7 @@ def test_what_decides_shapes_and_exponents_stays() -> None:
         shape = Cast<to = 7>(whole)  y = ConstantOfShape<value = float[1] {1}>(shape)
         p = Pow(x, e)  z = Mul(p, w)
     }"""
-    drawn = nudge(text, two=np.array(2, np.float32))
+    drawn = nudge(text, two=W, e=W, w=W)
     for name, expected in {"two": False, "e": False, "w": True}.items():
         assert bool(moves(drawn, name).any()) is expected
 
@@ -170,9 +170,10 @@ SETTINGS_IN_FUNCTIONS = {
             y = If (b) <then_branch = t () => (float[] p) { p = Pow(x, e) },
                         else_branch = f () => (float[] q) { q = Mul(x, w) }> }""",
     "out of an inner graph": """{
-            d = If (b) <then_branch = t () => (float[] p) { p = Neg(e) },
+            n = Size(x)  some = Cast<to = 9>(n)
+            d = If (some) <then_branch = t () => (float[] p) { p = Neg(e) },
                         else_branch = f () => (float[] q) { q = Neg(two) }>
-            y = Pow(x, d) }""",
+            h = Pow(x, d)  y = Mul(h, w) }""",
 }
 
 
@@ -230,7 +231,8 @@ def test_constants_of_one_name_get_the_least_noise_of_them() -> None:
 def test_the_body_of_a_loop_depends_on_what_the_loop_depends_on() -> None:
     text = """(float[N] x) => (float[] y, float[] z) {{
         n = Constant<value_int = 3>()  t = Constant<value_int = 1>()  on = Cast<to = 9>(t)
-        y, z = Loop(n, on, {state}) <body = g (int64 i, bool p, float[] s) => (bool p2, float[] s2, float[] r) {{
+        y, z = Loop(n, on, {state}) <body =
+            g (int64 i, bool p, float[] s) => (bool p2, float[] s2, float[] r) {{
             p2 = Identity(p)  s2 = Mul(s, w)  r = Floor(s)
         }}> }}"""
     assert moves(nudge(text.format(state="x"), w=W), "w").any()
@@ -266,7 +268,8 @@ def test_the_coarser_of_stored_and_computed(text: str, u: float) -> None:
     [
         "{ h = Cast<to = 10>(w)  y = MatMul(x, w) }",
         "{ y = BatchNormalization(x, w, w, w, w)  h = Mul(w, w) }",
-        "{ y = BatchNormalization(x, w, w, w, w)  f = Cast<to = 1>(x)  h = BatchNormalization(f, w, w, w, w) }",
+        """{ y = BatchNormalization(x, w, w, w, w)
+             f = Cast<to = 1>(x)  h = BatchNormalization(f, w, w, w, w) }""",
         "{ y = my.F(x, w) } " + CAST_IN_FUNCTION + " c = Cast<to = 10>(w)  d = Mul(w, w)  b = Identity(a) }",
         """{ h = Cast<to = 10>(w)  y = If(b) <then_branch = t () => (float[] p) { p = Mul(w, w) },
                         else_branch = f () => (float[] q) { q = Neg(v) }> }""",

@@ -83,7 +83,8 @@ def roi_align(node: Node) -> Array:
     height, width = node.attributes["output_height"], node.attributes["output_width"]
     y = np.empty((len(boxes), x.shape[1], height, width))
     for i, (left, top, right, bottom) in enumerate(boxes):
-        rows, columns = _bins(node, x.shape[2], top, bottom, height), _bins(node, x.shape[3], left, right, width)
+        rows = _bins(node, x.shape[2], top, bottom, height)
+        columns = _bins(node, x.shape[3], left, right, width)
         seen_rows, seen_columns = rows.any(axis=0), columns.any(axis=0)
         seen = x[samples[i]][:, seen_rows][:, :, seen_columns]
         y[i] = rows[:, seen_rows] @ seen @ columns[:, seen_columns].T

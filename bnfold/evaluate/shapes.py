@@ -59,7 +59,7 @@ def gather_elements(node: Node) -> Array:
 
 def _elements(node: Node) -> tuple[Array, ...]:
     """Where each of the indices points: along `axis` by its value, along the others by its own place."""
-    where = list(np.indices(node[1].shape))
+    where: list[Array] = list(np.indices(node[1].shape))
     where[node.attributes["axis"]] = node[1]
     return tuple(where)
 
@@ -179,7 +179,8 @@ def one_hot(node: Node) -> Array:
     indices, depth, (off, on) = node[0].astype(np.int64), int(node[1].item()), node[2]
     axis = node.attributes["axis"]
     places = along(np.arange(depth), axis, indices.ndim + 1)
-    return np.where(np.expand_dims(np.where(indices < 0, indices + depth, indices), axis) == places, on, off)
+    hot = np.expand_dims(np.where(indices < 0, indices + depth, indices), axis) == places
+    return np.asarray(np.where(hot, on, off))
 
 
 def range_(node: Node) -> Array:
