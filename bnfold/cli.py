@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import platform
 import shlex
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -63,8 +65,10 @@ class _Program(click.Group):
             if "-vv" in arguments:
                 traceback.print_exc()
             code = _complain(_defect(error, arguments), INTERNAL_ERROR)
+        except SystemExit as end:  # told to end: see `_end`
+            code = int(end.code or 0)
         gc.freeze()  # the process ends: nobody needs to look for garbage in a model any more
-        sys.exit(code or 0)
+        _leave(int(code or 0))
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -95,6 +99,19 @@ class _Bound(click.ParamType[tuple[str, float]]):
         if not bound >= 0:
             self.fail(f"{number} is no distance", param, ctx)
         return name, bound
+
+
+class _Positive(click.FloatRange):
+    """A number above 0, of which there is a larger one."""
+
+    def __init__(self, largest: float | None = None) -> None:
+        super().__init__(min=0, min_open=True, max=largest)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is no number to count with", param, ctx)
+        return number
 
 
 class _Size(click.ParamType[tuple[str, int]]):
@@ -224,7 +241,7 @@ def inspect(source: str, as_json: bool, verbose: int, **how: Any) -> None:
 @click.argument("candidate", metavar="CANDIDATE", type=click.Path())
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Positive(),
     default=4.0,
     show_default=True,
     help="How many times the reference's own rounding noise an error may be.",
@@ -249,7 +266,7 @@ def inspect(source: str, as_json: bool, verbose: int, **how: Any) -> None:
 @click.option("--provider", default="CPUExecutionProvider", show_default=True, help="Of onnxruntime.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Positive(1e6),
     default=300.0,
     show_default=True,
     help="Seconds that onnxruntime may take for one load or run.",
@@ -401,6 +418,17 @@ def _settle_surroundings() -> None:
         with suppress(ValueError):  # only the main thread may
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, _end)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process. What an interruption has left at work in another thread is not waited for."""
+    left = any(thread.name.startswith(bnfold.__name__) for thread in threading.enumerate())
+    if left and code >= INTERRUPTED - 1:  # SIGHUP's is 129
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _end(number: int, frame: object) -> NoReturn:

@@ -27,6 +27,7 @@ _TINY = float(np.finfo(np.float16).tiny)
 # A float64 product of the weight and the leading half of its scale is within 2**-51 of the exact one.
 _DOWN, _UP = 1.0 - 2.0**-51, 1.0 + 2.0**-51
 _NOTHING: Formula = ("number", 0.0)
+_ONE: Formula = ("number", 1.0)
 _BLOCK = 1 << 16  # elements per step: the float64 intermediates stay in the cache
 
 
@@ -55,6 +56,11 @@ class Constant:
     def exactly(cls, numbers: DoubleDouble, dtype: DTypeLike) -> Constant:
         """Numbers that are stored nowhere yet."""
         return cls(np.zeros((), dtype), None, numbers, _NOTHING)
+
+    @classmethod
+    def factors(cls, numbers: DoubleDouble, dtype: DTypeLike) -> Constant:
+        """The same for numbers that data are multiplied by: `check` takes care that none of them vanishes."""
+        return cls(np.ones((), dtype), numbers, None, _ONE)
 
     @property
     def formula(self) -> Formula | None:
@@ -230,10 +236,9 @@ def _scaled(base: NDArray[Any], scale: DoubleDouble) -> NDArray[Any]:
     the same; where they do not (about once in 10**8 for float32), 106 bits decide.
     """
     wide = base.astype(np.float64)
-    low = narrow(wide * (scale.hi * _DOWN), base.dtype)
-    high = narrow(wide * (scale.hi * _UP), base.dtype)
-    doubtful = np.nonzero(low != high)
-    if doubtful[0].size:
+    low, high = (np.asarray(narrow(wide * (scale.hi * by), base.dtype)) for by in (_DOWN, _UP))
+    doubtful = np.asarray(low != high)  # a single number is an array as well
+    if doubtful.any():
         factor = scale.broadcast_to(base.shape)[doubtful]
         low[doubtful] = (DoubleDouble.of(base[doubtful]) * factor).round(base.dtype)
     return low

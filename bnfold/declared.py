@@ -25,4 +25,5 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     with suppress(ValueError, RuntimeError, onnx.shape_inference.InferenceError):
         graph = onnx.shape_inference.infer_shapes(skeleton).graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
-    return {name: code for name, code in types.items() if code}
+    known = onnx.helper.get_all_tensor_dtypes()
+    return {name: code for name, code in types.items() if code in known}

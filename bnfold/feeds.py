@@ -217,10 +217,14 @@ def _input(value: onnx.ValueInfoProto) -> Input:
     import onnx
 
     kind = value.type.WhichOneof("value")
-    if kind != "tensor_type":
-        kind = str(kind).removesuffix("_type")
-        raise Unfeedable(f"input '{value.name}' is a {kind}; only tensors of numbers can be fed")
     tensor = value.type.tensor_type
+    known = tensor.elem_type in onnx.helper.get_all_tensor_dtypes()
+    if kind is None or (kind == "tensor_type" and not known):
+        told = "no type" if kind is None else f"an unknown element type ({tensor.elem_type})"
+        raise InputError(f"input '{value.name}' declares {told}; export the model again")
+    if kind != "tensor_type":
+        kind = kind.removesuffix("_type")
+        raise Unfeedable(f"input '{value.name}' is a {kind}; only tensors of numbers can be fed")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     if dtype.kind not in "fiubV":
         name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()

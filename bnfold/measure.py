@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,18 @@ Array = NDArray[Any]
 F64 = NDArray[np.float64]
 
 # What float64 arithmetic itself may lose of a value in a few operations: the floor under every noise.
-_FLOAT64 = 2.0**-50
+FLOAT64 = 2.0**-50
 # Sums of squares beyond which some square may have been out of range.
 _SMALL, _GREAT = 1e-200, 1e200
 # Of a difference, relative to what it is taken from: below it, too few digits are left.
 _CLOSE = 1e-6
 # Elements of a channel below which nothing can be said of its slope.
 _ENOUGH = 16
+# What the ratio of a single feed is divided by. Four draws may all be small: a normal deviate is more than 16
+# times the root mean square of four in one of 10,000 cases, and channels have their forgiveness besides.
+_FEW = 4.0
 # A mean square below which nothing is told apart from nothing.
-_SMALLEST = 1e-290
+SMALLEST = 1e-290
 
 # What is measured besides the whole tensor. About its mean, a channel shows a wrong slope that an
 # uncertain shift of it would hide.
@@ -116,6 +119,7 @@ class Tally:
         units: Per feed, the mean square that counts as 1.
         problem: What is wrong beyond numbers, or "".
         excused: Whether the error comes from values that were judged already, by the same node in both.
+        peak: The worst that a single feed has shown.
     """
 
     exact: bool = False
@@ -127,6 +131,7 @@ class Tally:
     units: list[float] = field(default_factory=list)
     problem: str = ""
     excused: bool = False
+    peak: Measure = Measure()  # frozen
 
     @classmethod
     def of(cls, value: Array, base: Base, noises: Sequence[Sums]) -> Tally:
@@ -142,26 +147,33 @@ class Tally:
             problem = str(unlike)
         elements, unit = base.value.size, 1.0
         if not base.exact:
-            whole = float(noise.get("", 0.0)) + _FLOAT64**2 * float(base.size[""])
-            unit = max(whole / max(elements, 1), _SMALLEST)
+            whole = float(noise.get("", 0.0)) + FLOAT64**2 * float(base.size[""])
+            unit = max(whole / max(elements, 1), SMALLEST)
         error, noise, size = (
             {part: sums / unit for part, sums in each.items()} for each in (error, noise, base.size)
         )
         return cls(base.exact, error, noise, size, elements, base.finite, [unit], problem)
 
     def merge(self, other: Tally) -> None:
-        """Take in what another feed has shown."""
+        """Take in what another feed has shown; where it is excused, that is nothing."""
+        self.finite += other.finite
+        if other.excused:
+            return
+        self.peak = max(self.peak, other._pooled(), key=lambda m: m.ratio)
         self.error = _plus(self.error, other.error)
         self.noise = _plus(self.noise, other.noise)
         self.size = _plus(self.size, other.size)
         self.elements += other.elements
-        self.finite += other.finite
         self.units += other.units
         self.problem = self.problem or other.problem
-        self.excused = self.excused or other.excused
 
     def worst(self) -> Measure:
-        """The measure with the largest ratio."""
+        """The measure with the largest ratio: of all feeds together, or of a single one, which has few
+        draws and therefore counts less."""
+        peak = replace(self.peak, noise=self.peak.noise * _FEW, ratio=self.peak.ratio / _FEW)
+        return max(self._pooled(), peak, key=lambda m: m.ratio)
+
+    def _pooled(self) -> Measure:
         measures = []
         for part, error in self.error.items():
             if not error.size:
@@ -188,7 +200,7 @@ class Tally:
         if self.exact:
             return np.zeros(1)
         size = self.size[part]
-        floor = _FLOAT64**2 * self.size[_WITH_MEAN.get(part, part)]
+        floor = FLOAT64**2 * self.size[_WITH_MEAN.get(part, part)]
         if not part:
             return np.asarray(floor)
         noise = self.noise.get(part, np.zeros(size.shape))
@@ -244,11 +256,12 @@ def _about_mean(rows: F64, squared: F64) -> F64:
     if close.any():
         centred = rows[:, close] - means[close, np.newaxis]
         # Equal numbers differ from their mean by its rounding, which is no evidence.
-        exact = np.linalg.vecdot(centred, centred).sum(axis=0) - _FLOAT64**2 * squared[close]
+        exact = np.linalg.vecdot(centred, centred).sum(axis=0) - FLOAT64**2 * squared[close]
         about[close] = np.maximum(exact, 0.0)
     return about
 
 
+@np.errstate(all="ignore")  # a figure that is out of range is infinite
 def metrics(value: Array, reference: Array, dtype: np.dtype[Any]) -> Metrics:
     """Familiar figures of how far `value` is from `reference`, whose declared type is `dtype`.
 

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from .affine import Affine, Elementwise
 from .constants import FLOATS, Constant
+from .double_double import DoubleDouble
 from .facts import Facts, reads_numbers
 from .moves import Answer, Move
 from .nodes import is_quantizer, label, well_formed
@@ -356,7 +357,8 @@ def _term(facts: Facts, op_type: str, value: ir.Value, affine: Affine) -> Term:
         if rank is None or axis is None:
             raise Declined(Reason.UNKNOWN_SHAPE, f"the rank of {value.name!r} is not known")
         numbers = numbers.reshape(-1, *(1,) * (rank - 1 - axis))
-    constant = Constant.exactly(numbers, _need_float(facts, value))
+    make = Constant.factors if op_type == "Mul" else Constant.exactly
+    constant = make(numbers, _need_float(facts, value))
     constant.check(f"the constant of a new {op_type} by {value.name!r}")
     return Term(op_type, constant, axis)
 
@@ -378,15 +380,18 @@ def _merge(facts: Facts, site: Site) -> Plan:
         needed = [("Mul", affine.has_scale), ("Add", affine.has_shift)]
         found.merged = tuple(_term(facts, kind, site.result, affine) for kind, there in needed if there)
         return found
-    # s = scale/√(var+ε) and t = bias - s·mean, solved for scale and bias.
+    # s = scale/√(var+ε) and t = bias - s·mean, solved for scale and bias. The mean belongs to the data that
+    # came in: where something preceded the node, it is 0 from now on, as in `sinks`.
     op = facts.op(found.batchnorm)
     if affine.axis not in (None, 1):
         raise Declined(Reason.AXIS, f"the run varies along axis {affine.axis}")
     whole = affine.spread(op.need_dim(1, 0), 1)
-    mean = op.need_constant(3).exact()
-    numbers = {1: whole.scale * deviation(op), 2: whole.shift + whole.scale * mean}
-    for i, exact in numbers.items():
-        new = Constant.exactly(exact, op.need_constant(i).dtype)
+    scale, bias, mean = (op.need_constant(i) for i in (1, 2, 3))
+    numbers = {1: Constant.factors(whole.scale * deviation(op), scale.dtype)}
+    if found.batchnorm is not site.nodes[0] and not mean.exact().equals(0.0):
+        mean = numbers[3] = Constant.exactly(DoubleDouble.full(mean.shape, 0.0), mean.dtype)
+    numbers[2] = Constant.exactly(whole.shift + whole.scale * mean.exact(), bias.dtype)
+    for i, new in numbers.items():
         new.check(repr(op.need_input(i).name))
         found.constants[found.batchnorm, i] = new
     return found

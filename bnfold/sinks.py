@@ -20,6 +20,7 @@ from .report import Declined, Reason
 from .sources import deviation, need_inference
 
 _ONE = DoubleDouble.of(1.0)
+_NOTHING = Elementwise(DoubleDouble.of(0.0), DoubleDouble.of(0.0))  # the sum makes 0 of -0
 
 
 def _need_data(op: Op, inputs: tuple[int, ...], data: int = 0) -> None:
@@ -280,15 +281,20 @@ def _pull_batchnorm(op: Op, k: int, affine: Affine) -> Answer:
 
 
 def _push_batchnorm(op: Op, inputs: tuple[int, ...], affine: Affine) -> Answer:
-    """scale' = s·scale; bias' = bias + scale/√(var+ε)·(t - mean + s·mean)."""
+    """scale' = s·scale; bias' = bias + scale/√(var+ε)·(t - mean); mean' = 0.
+
+    The mean is that of s·x + t. Left where it is, it would be taken from x, which may lie elsewhere by far,
+    and the bias would have to make up for that: a small difference of two large numbers.
+    """
     _need_data(op, inputs)
     need_inference(op)
     need_on(op, affine, 1)
     affine = _spread(op, affine, _size(op, 1, 0), 0)
     slope = op.need_constant(1, Reason.RUNTIME_PARAMETERS).exact() / deviation(op)
     mean = op.need_constant(3, Reason.RUNTIME_PARAMETERS).exact()
-    shift = slope * (affine.shift + (affine.scale - _ONE) * mean)
-    return Move({1: affine.scaling(), 2: Affine(_ONE.broadcast_to(shift.shape), shift, 0)})
+    shift = slope * (affine.shift - mean)
+    change = {1: affine.scaling(), 2: Affine(_ONE.broadcast_to(shift.shape), shift, 0)}
+    return Move(change if mean.equals(0.0) else {**change, 3: _NOTHING})
 
 
 def _pull_channel_norm(op: Op, k: int, affine: Affine) -> Answer:

@@ -50,14 +50,14 @@ def _told(value: onnx.ValueInfoProto) -> str:
     if kind != "tensor_type":
         return f"{value.name}: {kind.removesuffix('_type')}"
     tensor = value.type.tensor_type
-    name = _element(tensor.elem_type)
+    name = element(tensor.elem_type)
     if not tensor.HasField("shape"):
         return f"{value.name}: {name}"
     dims = (d.dim_param or (str(d.dim_value) if d.HasField("dim_value") else "?") for d in tensor.shape.dim)
     return f"{value.name}: {name}[{', '.join(dims)}]"
 
 
-def _element(code: int) -> str:
+def element(code: int) -> str:
     """The name of an element type; its number where it has none."""
     types = onnx.TensorProto.DataType
     return types.Name(code).lower() if code in types.values() else str(code)

@@ -217,10 +217,11 @@ class Tensors:
         home = graph.home(name)
         if home is not None and name in home.initializers:
             return self._stored(home, name)
-        kind = graph.stated.get(name) or (self._inferred.get(name) if not graph.path else None)
-        if kind is None or not kind.tensor_type.elem_type:
-            raise Unavailable(f"the type of {name!r} is not known")
-        dtype = helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type)
+        kind = graph.stated.get(name) or (self._inferred.get(name) if not graph.path else None) or TypeProto()
+        code = kind.tensor_type.elem_type
+        if code not in helper.get_all_tensor_dtypes():
+            raise Unavailable(f"the type of {name!r} is not known" + (f" ({code})" if code else ""))
+        dtype = helper.tensor_dtype_to_np_dtype(code)
         if node.op_type == "CastLike":
             return np.zeros(0, dtype)
         dims = [d.dim_value if d.HasField("dim_value") else None for d in kind.tensor_type.shape.dim]

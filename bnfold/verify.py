@@ -15,7 +15,6 @@ from itertools import count, cycle
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from .algebra_gate import DRAWS, CandidateFails, Comparison
 from .errors import InputError
@@ -23,20 +22,22 @@ from .evaluate import EvaluationError, Program
 from .feeds import Binding, Feed, Unfeedable, bindings
 from .formulas import Formula
 from .session import Session
-from .structure import differences
+from .structure import differences, element
 from .verification import AlgebraReport, Certificate, Limit, RuntimeReport, Verdict, VerifyReport
 
 # Two walks of each kind, of four draws: what goes astray must be known before the first walk alone.
 _THROUGH, _ALONE = False, True
 _WALKS = (_THROUGH, _ALONE, _THROUGH, _ALONE)
+# Which distribution a feed begins with: those with much in them first, for one sample may be all there is.
+_OFFSETS = (0, 2, 1, 0)
 # An output of few elements gives a lucky draw too much weight: it gets twice the draws.
 _TINY, _MORE_FOR_TINY = 64, (_THROUGH, _THROUGH)
 # Walks that may follow while a ratio is neither clearly good nor hopeless.
 _EXTRA = 4
 # Feeds that onnxruntime is asked about, if more are given: all their outputs are kept until they are judged.
 _WITNESSED = 8
-# Above so many elements per sample, one sample at a time; and two at the end, with one nudged run only,
-# for what goes wrong between samples.
+# Above so many elements per sample, one sample at a time; and two at the end, at a glance, for what goes
+# wrong between samples.
 _LARGE = 1 << 15
 
 Formulas = Mapping[str, Formula | None]
@@ -100,6 +101,8 @@ def verify(
                 f"{paths[0]}: has no output '{min(unknown)}' to set a limit for; its outputs are "
                 f"{', '.join(ours.outputs)}"
             )
+        if inputs is not None and sizes:
+            raise InputError(f"{inputs}: the sizes are those of what is given; leave out --shape")
         given = None if inputs is None else _given(Path(inputs), ours)
         planned = len(_WALKS) if given is None else max(len(given), 2) + 2
         certificate = _certificate((ours, theirs), paths, formulas)
@@ -138,15 +141,19 @@ def verify(
 def _open(path: Path, session: Callable[[], Session], stack: ExitStack) -> Program:
     from .borrow import Borrower
 
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name the model file in it")
     if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
+        raise InputError(f"{path}: there is no such file; a comparison reads files, no streams")
     try:
         program = Program(path)
+        program.read_constants()  # what is damaged does not depend on what is fed
         borrower = Borrower(program.model, session)
         stack.callback(borrower.close)
         return Program(program.model, folder=path.parent, elsewhere=borrower)
     except EvaluationError as error:
-        raise InputError(f"{path}: {error}") from error
+        told = str(error) if str(path) in str(error) else f"{path}: {error}"
+        raise InputError(f"{told}; export or copy the model again, with its data") from error
 
 
 def _need_same_inputs(ours: Program, theirs: Program, paths: tuple[Path, Path]) -> None:
@@ -160,8 +167,7 @@ def _need_same_inputs(ours: Program, theirs: Program, paths: tuple[Path, Path]) 
 
 def _inputs(program: Program) -> list[str]:
     """Names and types; their order does not matter for feeding by name."""
-    name = onnx.TensorProto.DataType.Name
-    return sorted(f"{v.name} ({name(v.type.tensor_type.elem_type).lower()})" for v in program.inputs)
+    return sorted(f"{v.name} ({element(v.type.tensor_type.elem_type)})" for v in program.inputs)
 
 
 def _certificate(
@@ -202,10 +208,13 @@ def _algebra(
     except CandidateFails as failure:
         message = f"'{paths[1]}' cannot be evaluated where '{paths[0]}' can: {failure}"
         return replace(comparison.report(), verdict=Verdict.FAIL, message=message), binding
-    except (EvaluationError, Unfeedable) as error:
+    except (EvaluationError, Unfeedable, MemoryError) as error:
+        why = str(error)
+        if isinstance(error, MemoryError):
+            why = f"its values do not fit into memory ({error}); give its free dimensions smaller sizes"
         if given is not None or sizes:
-            raise InputError(f"'{paths[0]}' cannot be evaluated on what it is to be fed: {error}") from error
-        message = f"nothing was compared, because '{paths[0]}' cannot be evaluated: {error}"
+            raise InputError(f"'{paths[0]}' cannot be evaluated on what it is to be fed: {why}") from error
+        message = f"nothing was compared, because '{paths[0]}' cannot be evaluated: {why}"
         return AlgebraReport(Verdict.UNDECIDED, message=message), binding
     return comparison.report(), binding
 
@@ -232,7 +241,11 @@ def _walk_drawn(comparison: Comparison, sizes: Mapping[str, int], seed: int) -> 
         for kind in _WALKS[1:]:
             _try(comparison, next(feeds), kind)
         if _is_large(binding) and binding.batch:
-            _try(comparison, _feed(binding, seed, len(_WALKS), 2), _THROUGH, draws=1)
+            _try(comparison, _feed(binding, seed, len(_WALKS), 2), _THROUGH, draws=0)
+        # Padding and strides do something else at even sizes than at odd ones.
+        resized = binding.resized()
+        if resized is not None:
+            _try(comparison, _feed(resized, seed, 0, 1), _THROUGH, draws=0)
         _walk_on(comparison, feeds)
         return binding
     raise EvaluationError(f"no sizes were found at which it can be; at first: {first}")
@@ -263,8 +276,9 @@ def _feeds(binding: Binding, seed: int) -> Iterator[Feed]:
 
 
 def _feed(binding: Binding, seed: int, i: int, batch: int) -> Feed:
-    arrays = binding.feed(np.random.default_rng([seed, i]), batch, i)
-    return Feed(arrays, binding.describe(batch, i))
+    offset = _OFFSETS[i % len(_OFFSETS)]
+    arrays = binding.feed(np.random.default_rng([seed, i]), batch, offset)
+    return Feed(arrays, binding.describe(batch, offset))
 
 
 def _is_large(binding: Binding) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -131,6 +133,8 @@ class TestOptions:
             ("--rtol", "y:small", "'small' is no number"),
             ("--atol", "-1", "-1 is no distance"),
             ("--atol", "nan", "nan is no distance"),
+            ("--tolerance", "nan", "nan is no number to count with"),
+            ("--timeout", "inf", "inf is not in the range 0<x<=1000000.0"),
             ("--shape", "N", "'N' is not NAME=SIZE with a positive size"),
             ("--shape", "N=0", "'N=0' is not NAME=SIZE with a positive size"),
         ],
@@ -181,9 +185,72 @@ class TestBadInput:
         told = refused(run("verify", *pair, "--inputs", tmp_path / "in.npz"))
         assert "in.npz" in told and message in told
 
+    @pytest.mark.parametrize("which", [0, 1], ids=["reference", "candidate"])
+    @pytest.mark.parametrize("damage", ["cut", "missing", "outside"])
+    def test_weights_that_cannot_be_read(self, damage: str, which: int, pair: tuple[Path, Path]) -> None:
+        paths = list(pair)
+        proto = onnx.load(paths[which])
+        weight = next(t for t in proto.graph.initializer if len(t.dims) == 4)
+        if damage == "cut":
+            weight.raw_data = weight.raw_data[:-3]
+        else:
+            onnx.external_data_helper.set_external_data(
+                weight, "w.data" if damage == "missing" else "../w.data"
+            )
+            weight.ClearField("raw_data")
+        paths[which] = paths[which].with_name("damaged.onnx")
+        paths[which].write_bytes(proto.SerializeToString())
+        told = refused(run("verify", *paths))
+        assert "damaged.onnx" in told and weight.name in told and "with its data" in told
+
+    def test_values_larger_than_the_memory(self, tmp_path: Path) -> None:
+        text = "(float[N,3] x) => (float[] y) { e = Expand(x, q)  y = Relu(e) }"
+        onnx.save(model(text, q=[10**6, 10**6, 1, 1]), tmp_path / "huge.onnx")
+        result = run("verify", tmp_path / "huge.onnx", tmp_path / "huge.onnx")
+        assert result.exit_code == 3 and "memory" in result.stdout
+
+    def test_an_input_without_a_type(self, tmp_path: Path) -> None:
+        proto = model("(float[N,3] x) => (float[N,3] y) { y = Relu(x) }")
+        proto.graph.input[0].type.tensor_type.elem_type = 0
+        (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+        told = refused(run("verify", tmp_path / "m.onnx", tmp_path / "m.onnx"))
+        assert "input 'x' declares an unknown element type (0)" in told
+
+    def test_sizes_beside_inputs(self, pair: tuple[Path, Path], tmp_path: Path) -> None:
+        np.savez(tmp_path / "in.npz", x=np.ones((2, 3, 8, 8), np.float32))
+        told = refused(run("verify", *pair, "--inputs", tmp_path / "in.npz", "--shape", "N=2"))
+        assert "leave out --shape" in told
+
+    def test_folders_and_streams(self, pair: tuple[Path, Path], tmp_path: Path) -> None:
+        assert "is a folder" in refused(run("verify", pair[0], tmp_path))
+        assert "reads files, no streams" in refused(run("verify", pair[0], "-"))
+
+    def test_an_unknown_provider_where_an_operator_needs_it(self, tmp_path: Path) -> None:
+        text = """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+        g (float[N,4] x) => (float[N,4] y) { y = com.microsoft.FastGelu(x) }"""
+        onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+        path = tmp_path / "m.onnx"
+        assert run("verify", path, path).exit_code == 0
+        assert "Abacus" in refused(run("verify", path, path, "--provider", "AbacusExecutionProvider"))
+
     def test_an_unknown_provider(self, pair: tuple[Path, Path]) -> None:
         told = refused(run("verify", *pair, "--provider", "AbacusExecutionProvider"))
         assert "AbacusExecutionProvider" in told and "CPUExecutionProvider" in told
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_does_not_wait_for_work(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """Not even for a loop without an end."""
+    text = """(float[1,30000] x) => (float[1,30000] y) { t = Relu(x)
+        y = Loop(, yes, t) <body = b (int64 i, bool c, float[1,30000] a) => (bool c2, float[1,30000] z)
+            { c2 = Identity(c)  z = Relu(a) }> }"""
+    onnx.save(model(text, yes=np.array(True)), tmp_path / "endless.onnx")
+    command = [sys.executable, "-m", "bnfold", "verify", *[str(tmp_path / "endless.onnx")] * 2]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    time.sleep(3)  # it has begun by then; if it has not, it ends all the same
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == code
 
 
 class TestProgress:

@@ -258,12 +258,48 @@ def test_a_run_without_a_sink_is_merged_into_its_normalization(kind: str) -> Non
     assert [d.outcome for d in report.decisions] == [Outcome.MERGED]
     (s1, t1), (s2, t2) = batchnorm(before, "1"), batchnorm(before, "2")
     old = {name: exact(a) for name, a in graphs.numbers(before).items()}
-    s, t = s2 * s1 * old["f"].reshape(-1), s2 * t1 + t2
     deviation = np.array([root(v + EPSILON) for v in old["var1"]], dtype=object)
     scale, bias, mean, var = inputs_of(after, BN)
-    assert_correctly_rounded(scale, s * deviation)
-    assert_correctly_rounded(bias, t + s * old["mean1"])
+    assert_correctly_rounded(scale, s2 * s1 * old["f"].reshape(-1) * deviation)
+    assert_correctly_rounded(bias, s2 * t1 + t2)
+    assert not mean.any() and np.array_equal(exact(var), old["var1"])
+
+
+@ALL_TYPES
+def test_a_run_that_begins_with_its_normalization_keeps_the_mean(kind: str) -> None:
+    text = f"""({kind}[N,3,8] x) => ({kind}[N,3,8] y) {{
+        r = Sigmoid(x) b = {BN}(r, scale1, bias1, mean1, var1)
+        c = {BN}(b, scale2, bias2, mean2, var2) y = Sigmoid(c)
+    }}"""
+    before = model(text, **norm(3, "1"), **norm(3, "2"))
+    after, report = folded(before)
+    assert [d.outcome for d in report.decisions] == [Outcome.MERGED]
+    s, t = batchnorm(before, "2")
+    old = {name: exact(a) for name, a in graphs.numbers(before).items()}
+    scale, bias, mean, var = inputs_of(after, BN)
+    assert_correctly_rounded(scale, s * old["scale1"])
+    assert_correctly_rounded(bias, s * old["bias1"] + t)
     assert np.array_equal(exact(mean), old["mean1"]) and np.array_equal(exact(var), old["var1"])
+
+
+@ALL_TYPES
+@pytest.mark.parametrize("centred", [False, True])
+def test_a_normalization_takes_another_from_before_a_pool(kind: str, centred: bool) -> None:
+    """It has no mean afterwards: the old one is that of data that no longer come in."""
+    text = f"""({kind}[N,3,8,8] x) => ({kind}[N,3,7,7] y) {{
+        r = Sigmoid(x) b = {BN}(r, scale1, bias1, mean1, var1) p = AveragePool <kernel_shape = [2, 2]> (b)
+        c = {BN}(p, scale2, bias2, mean2, var2) y = Sigmoid(c)
+    }}"""
+    stored = norm(3, "2") | ({"mean2": np.zeros(3, TYPES[kind][0])} if centred else {})
+    before = model(text, **norm(3, "1"), **stored)
+    after, report = folded(before)
+    assert [d.outcome for d in report.decisions] == [Outcome.PUSHED, Outcome.KEPT]
+    (s1, t1), (s2, t2) = batchnorm(before, "1"), batchnorm(before, "2")
+    scale, bias, mean, _ = inputs_of(after, BN)
+    assert_correctly_rounded(scale, s1 * exact(graphs.numbers(before)["scale2"]))
+    assert_correctly_rounded(bias, s2 * t1 + t2)
+    assert not mean.any() and not np.signbit(mean).any()
+    assert ("mean2" in graphs.numbers(after)) == centred
 
 
 @ALL_TYPES
@@ -342,6 +378,17 @@ def test_a_quotient_that_is_multiplied_back_is_the_identity(kind: str, divisor: 
     third = DoubleDouble.of(1.0) / DoubleDouble.of(divisor)
     got, _ = product(base, kind, third, divisor)
     assert np.array_equal(got, base)
+
+
+@ALL_TYPES
+def test_a_single_number_is_scaled(kind: str) -> None:
+    before = model(
+        f"({kind}[N,3] x) => ({kind}[] y) {{ e = Exp(x) q = Div(k, e) y = Mul(q, f) }}", k=(), f=()
+    )
+    after, _ = folded(before)
+    k, f = (exact(graphs.numbers(before)[name]) for name in "kf")
+    assert graphs.ops(after) == ["Exp", "Div"]
+    assert_correctly_rounded(inputs_of(after, "Div")[0], np.asarray(k * f))
 
 
 @ALL_TYPES
@@ -444,6 +491,9 @@ CHECKS: dict[str, tuple[Constant, Reason | None]] = {
     "a float16 channel collapses": (scaled([[1e-2, 1e-3], [1.0, 1.0]], [[1e-3], [1.0]], H), Reason.UNDERFLOW),
     "it had collapsed before": (scaled([[1e-6], [1.0]], [[0.5], [1.0]], H), None),
     "the largest stays normal": (scaled([[1.0, 1e-3]], [[1e-4]], H), None),
+    "new factors": (Constant.factors(DoubleDouble.of([1e-4, 1.0]), H), None),
+    "a new factor collapses": (Constant.factors(DoubleDouble.of([1e-5, 1.0]), H), Reason.UNDERFLOW),
+    "a new factor too large": (Constant.factors(DoubleDouble.of([1e5, 1.0]), H), Reason.OVERFLOW),
     "NaN": (scaled([1.0, np.nan], 2.0, S), Reason.NOT_FINITE),
     "infinity": (scaled([1.0, np.inf], 2.0, S), Reason.NOT_FINITE),
     "NaN in a bias": (scaled([np.nan], 2.0, S, [1.0]), Reason.NOT_FINITE),

@@ -8,7 +8,9 @@ from collections import Counter
 from random import Random
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import pytest
@@ -25,9 +27,10 @@ from cases import (
     prove,
     spelled_out,
 )
-from graphs import drawn, folded, inputs, model, norm, ops, positive, run, same
+from graphs import drawn, folded, inputs, model, norm, ops, positive, run, same, unit_roundoff
 
 from bnfold import fold
+from bnfold.evaluate import evaluate
 from bnfold.report import Outcome, Reason
 
 ROWS = "float[N,5,6]"
@@ -395,3 +398,49 @@ def test_a_run_longer_than_the_stack_of_python() -> None:
     assert fates(report) == (MERGED,)
     assert len(ops(after)) < 5
     assert time.perf_counter() - start < 30  # a quadratic walk over the run would take minutes
+
+
+LAYERS = {
+    "a second normalization": "b = BN1(x) y = BN2(b)",
+    "a pool in between": "b = BN1(x) p = AveragePool <kernel_shape = [2, 2]> (b) y = BN2(p)",
+    "a scale before": "b = Mul(x, f) y = BN1(b)",
+    "a shift before": "b = Add(x, g) y = BN1(b)",
+    "a scale before and after": "b = Mul(x, f) c = BN1(b) y = Mul(c, h)",
+    "a pool in between, then a shift": "b = BN1(x) p = AveragePool <kernel_shape = [2, 2]> (b) "
+    "c = Add(p, g) y = BN2(c)",
+}
+
+
+@pytest.mark.parametrize("far", ["mean", "var", "both"])
+@pytest.mark.parametrize("kind", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
+def test_nothing_cancels_that_the_original_kept_apart(layers: str, kind: npt.DTypeLike, far: str) -> None:
+    """Statistics as trained nets have them: means far away, channels that hardly ever vary."""
+    random = np.random.default_rng(len(layers))
+    numbers: dict[str, npt.NDArray[Any]] = {}
+    for i in "12":
+        var = 10.0 ** random.uniform(-12, 6, 16) if far != "mean" else random.uniform(0.5, 2, 16)
+        reach = 10.0 ** random.uniform(0, 5, 16) if far != "var" else 1.0
+        numbers |= {f"scale{i}": random.uniform(0.5, 2, 16), f"bias{i}": random.standard_normal(16)}
+        numbers |= {f"mean{i}": random.standard_normal(16) * np.sqrt(var) * reach, f"var{i}": var}
+    numbers |= {name: 10.0 ** random.uniform(-5, 5, (16, 1, 1)) for name in "fgh"}
+    read = [name for name in re.findall(r"\w+", spelled_out(layers)) if name in numbers]
+    stored = {name: numbers[name].astype(kind) for name in dict.fromkeys(read)}
+    code = "float" if kind is np.float32 else "bfloat16"
+    before = model(f"({code}[N,16,4,4] x) => ({code}[] y) {{ {spelled_out(layers)} }}", **stored)
+    after, report = prove(before)
+    assert report.after.nodes < report.before.nodes
+    feeds = {"x": random.standard_normal((2, 16, 4, 4))}
+    expected, got = (evaluate(m, feeds)["y"] for m in (before, after))
+    # Each new scale and bias is a sum of terms that constants of the original have a part in, so its
+    # rounding is at most what all of these are moved by when each is off by as much: twice that for the two.
+    room = np.zeros(16)
+    for name, array in stored.items():
+        moved = onnx.ModelProto()
+        moved.CopyFrom(before)
+        (tensor,) = [t for t in moved.graph.initializer if t.name == name]
+        by = array.astype(np.float64) * (1.0 + unit_roundoff(before))
+        tensor.CopyFrom(onnx.numpy_helper.from_array(by, name))
+        room += np.abs(evaluate(moved, feeds)["y"] - expected).max(axis=(0, 2, 3))
+    error = np.abs(got - expected).max(axis=(0, 2, 3))
+    assert (error <= 2 * room).all(), (error / room).max()

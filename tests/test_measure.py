@@ -142,6 +142,18 @@ class TestWorst:
         quiet.merge(tally(np.full(4, 1e-3), [np.full(4, 1.0)]))
         assert quiet.worst().ratio == pytest.approx(100 / math.sqrt(2), rel=1e-3)
 
+    def test_a_channel_that_lives_on_one_feed_only(self) -> None:
+        """There another one is so loud that the feed says little about the rest, all feeds together."""
+        silent, alive = np.zeros((1, 2, 50)), np.zeros((1, 2, 50))
+        noise, loud = np.full((1, 2, 50), 1e-7), np.full((1, 2, 50), 1e-7)
+        alive[:, 1], loud[:, 0] = 1e-5, 1e-3
+        feeds = [tally(1e-7 + silent, [noise], np.ones((1, 2, 50))) for _ in range(7)]
+        feeds.append(tally(alive, [loud], np.ones((1, 2, 50)) * [[[1e4], [1.0]]]))
+        both = Tally()
+        for feed in feeds:
+            both.merge(feed)
+        assert both.worst().ratio > 4 and both.worst().part.startswith("index 1 of axis 1")
+
     def test_a_wrong_slope_beside_an_uncertain_shift(self) -> None:
         """A channel of large mean: its noise is a shift; the error is small, but it is a slope."""
         slope = np.linspace(-1, 1, 64) * np.ones((1, 3, 1))

@@ -98,6 +98,13 @@ class TestComputed:
         with pytest.raises(Unavailable, match="the shape of 'x' is not known"):
             tensors(text.replace("<start = 1>", ""), one=1.0).constant("", "b")
 
+    def test_a_type_that_is_none(self) -> None:
+        text = "(float[N,4] x) => (float[N,4] y) { b = CastLike(zero, x) y = Add(x, b) }"
+        found = tensors(text, zero=np.float32(0.1))
+        found.model.graph.input[0].type.tensor_type.elem_type = 77
+        with pytest.raises(Unavailable, match=r"the type of 'x' is not known \(77\)"):
+            found.constant("", "b")
+
     def test_a_long_chain(self) -> None:
         links = " ".join(f"b{i + 1} = Identity(b{i})" for i in range(1500))
         found = tensors(f"(float[N] x) => (float[N] y) {{ {links} y = Add(x, b1500) }}", b0=(4,))

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 from onnx import AttributeProto, FunctionProto, NodeProto, OperatorSetIdProto, defs, helper
 
+from ..errors import BnfoldError
 from . import borrowed, stored
 from .block import Block, Step, Stored, label, of_function
 from .node import Array, Datum, Node, carry
@@ -110,7 +111,7 @@ class Frame:
             return [Missing(f"{label(step.node)}: {in_a_line(error)}")] * len(step.node.output)
         except _Lost as lost:
             return [lost.missing] * len(step.node.output)
-        except EvaluationError:
+        except (EvaluationError, BnfoldError):  # the latter: whoever runs it elsewhere cannot be used at all
             raise
         except Exception as error:
             raise EvaluationError(_complaint(step.node, values, error)) from error

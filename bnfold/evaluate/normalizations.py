@@ -149,11 +149,11 @@ def reduction(function: Callable[..., Any]) -> Operator:
     """A Reduce operator; `function` takes the data, `axis` and `keepdims`."""
 
     def reduce(node: Node) -> Array:
-        axes = node.ints("axes", 1)
-        if not axes and node.attributes.get("noop_with_empty_axes", 0):
-            return node[0]
+        axes = tuple(node.ints("axes", 1) or ())
+        # Over no axes at all, each value is reduced by itself: a sum of squares is its square.
+        every = not axes and not node.attributes.get("noop_with_empty_axes", 0)
         keepdims = bool(node.attributes["keepdims"])
-        return np.asarray(function(node[0], axis=tuple(axes) if axes else None, keepdims=keepdims))
+        return np.asarray(function(node[0], axis=None if every else axes, keepdims=keepdims))
 
     return reduce
 

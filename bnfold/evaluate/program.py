@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,7 +15,7 @@ from .block import Block, constants_of, of_main
 from .file import read
 from .frame import Elsewhere, Frame, Function, key, opsets
 from .node import Array, carry
-from .outcome import EvaluationError, Missing
+from .outcome import EvaluationError, Missing, Unsupported
 from .scope import Value
 from .stored import Change, stored
 
@@ -80,6 +81,16 @@ class Program:
         """
         proto = self._stored.get(name)
         return None if proto is None else stored(name, proto, self._folder)
+
+    def read_constants(self) -> None:
+        """Read every constant of the main graph once, and keep none.
+
+        Raises:
+            EvaluationError: One cannot be read.
+        """
+        for name in self._stored:
+            with suppress(Unsupported):
+                self.stored(name)
 
     @property
     def borrowed(self) -> tuple[str, ...]:

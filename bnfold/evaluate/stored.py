@@ -46,9 +46,7 @@ def stored(name: str, proto: TensorProto | SparseTensorProto, folder: Path | Non
 def carried(name: str, constant: Array, change: Change | None) -> Array:
     """A constant as it is carried; `change` is asked if it is floating."""
     value = carry(constant)
-    if change is None or not is_float(constant):
-        return value
-    return np.asarray(change(name, constant.dtype, value))
+    return value if change is None or not is_float(constant) else change(name, constant.dtype, value)
 
 
 def tensor(proto: TensorProto, folder: Path | None = None) -> Array:

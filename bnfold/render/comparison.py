@@ -97,7 +97,7 @@ def _row(output: OutputCheck) -> tuple[str, ...]:
     if m is None:
         return (name, ratio, *"-" * 8)
     top1 = "-" if m.top1 is None else f"{m.top1:.0%}"
-    snr = "same" if math.isinf(m.snr_db) else f"{m.snr_db:.0f} dB"
+    snr = "same" if m.snr_db == math.inf else f"{m.snr_db:.0f} dB"
     ulps = (f"{ulp:.2g}" for ulp in (m.ulp_p50, m.ulp_p99, m.ulp_max))
     return name, ratio, f"{m.max_abs:.1e}", f"{m.max_rel:.1e}", *ulps, snr, f"{m.cosine:.6f}", top1
 
