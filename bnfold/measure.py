@@ -135,10 +135,11 @@ class Tally:
 
     @classmethod
     def of(cls, value: Array, base: Base, noises: Sequence[Sums]) -> Tally:
-        """One feed: the candidate's value, the reference's, and how far nudged runs are from that."""
-        noise: Sums = {}
-        for one in noises:
-            noise = _plus(noise, {part: total / len(noises) for part, total in one.items()})
+        """One feed: the candidate's value, the reference's, and how far nudged runs are from that.
+
+        Nudges are of two kinds by turns (`nudge`): the kind that moves the tensor more is its noise.
+        """
+        noise = _larger(_mean(noises[0::2]), _mean(noises[1::2]))
         error: Sums = {}
         problem = ""
         try:
@@ -308,6 +309,17 @@ def _top1(value: Array, reference: Array) -> float | None:
 def _finite(numbers: F64) -> F64:
     """The numbers, 0 where they are not finite."""
     return numbers if np.isfinite(numbers).all() else np.where(np.isfinite(numbers), numbers, 0.0)
+
+
+def _mean(each: Sequence[Sums]) -> Sums:
+    total: Sums = {}
+    for one in each:
+        total = _plus(total, {part: sums / len(each) for part, sums in one.items()})
+    return total
+
+
+def _larger(one: Sums, other: Sums) -> Sums:
+    return {part: np.maximum(sums, other.get(part, 0.0)) for part, sums in one.items()} or other
 
 
 def _plus(total: Sums, more: Sums) -> Sums:

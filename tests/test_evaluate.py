@@ -256,6 +256,13 @@ RUNTIME_CASES = [
     (7, "float[2,3,4] x", "y = Softmax(x)"),
     (12, "float[2,3,4] x", "y = LogSoftmax<axis=-1>(x)"),
     (13, "float[2,3,4] x", "y = Softmax<axis=1>(x)"),
+    (7, "float[2,3,4] x", "y = Hardmax(x)"),
+    (12, "float[2,3,4] x", "y = Hardmax<axis=-1>(x)"),
+    (12, "float[2,3,4] x", "y = Hardmax<axis=0>(x)"),
+    (12, "float[2,3,4] x", "f = Floor(x) y = Hardmax<axis=1>(f)"),
+    (13, "float[2,3,4] x", "f = Floor(x) y = Hardmax<axis=1>(f)"),
+    (13, "float[2,3,4] x", "y = Hardmax(x)"),
+    (13, "float[2,0,3] x", "y = Hardmax<axis=1>(x)"),
     (11, "float[2,3,4] x", "y = ReduceSum<axes=[-1, 0], keepdims=0>(x)"),
     (11, "float[2,3,4] x", "y = ReduceMean(x)"),
     (12, "float[2,3,4] x", "y = ReduceMin<axes=[1]>(x)"),
@@ -427,12 +434,15 @@ def test_nothing_is_broadcast_before_opset_7_unless_asked(op_type: str) -> None:
     run(8, f"y = {op_type}(x, c)", x=X, c=C)
 
 
-def test_gemm_broadcasts_c_before_opset_7_only_when_asked() -> None:
+@pytest.mark.parametrize("asked", ["", ", broadcast=1"])
+@pytest.mark.parametrize("opset", [1, 6])
+def test_gemm_broadcasts_c_before_opset_7(opset: int, asked: str) -> None:
+    """Even if nobody asks for it: some files lack the attribute, and the sum has one meaning only."""
     a, b, c = [[1.0, 2.0]], [[3.0, 4.0], [5.0, 6.0]], [10.0, 20.0]
-    y = run(6, "y = Gemm<alpha=2.0, beta=3.0, broadcast=1>(a, b, c)", a=a, b=b, c=c)
+    y = run(opset, f"y = Gemm<alpha=2.0, beta=3.0{asked}>(a, b, c)", a=a, b=b, c=c)
     assert np.array_equal(y, [[2 * 13 + 30, 2 * 16 + 60]])
-    with pytest.raises(EvaluationError, match="broadcast=1"):
-        run(6, "y = Gemm(a, b, c)", a=a, b=b, c=c)
+    with pytest.raises(EvaluationError, match="broadcast"):
+        run(opset, f"y = Gemm<alpha=2.0{asked}>(a, b, c)", a=a, b=b, c=[1.0, 2.0, 3.0])
 
 
 NORMALIZED: dict[str, Any] = {"x": X, "s": [2.0, 3.0], "b": [1.0, -1.0], "m": [1.0, 3.0], "v": [4.0, 0.25]}

@@ -425,7 +425,7 @@ def test_nothing_cancels_that_the_original_kept_apart(layers: str, kind: npt.DTy
         numbers |= {f"mean{i}": random.standard_normal(16) * np.sqrt(var) * reach, f"var{i}": var}
     numbers |= {name: 10.0 ** random.uniform(-5, 5, (16, 1, 1)) for name in "fgh"}
     read = [name for name in re.findall(r"\w+", spelled_out(layers)) if name in numbers]
-    stored = {name: numbers[name].astype(kind) for name in dict.fromkeys(read)}
+    stored: dict[str, Any] = {name: numbers[name].astype(kind) for name in dict.fromkeys(read)}
     code = "float" if kind is np.float32 else "bfloat16"
     before = model(f"({code}[N,16,4,4] x) => ({code}[] y) {{ {spelled_out(layers)} }}", **stored)
     after, report = prove(before)

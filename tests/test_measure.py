@@ -89,8 +89,12 @@ class TestWorst:
     def test_the_whole(self) -> None:
         found = tally(np.full(4, 3.0), [np.full(4, 1.0), np.full(4, 2.0)]).worst()
         assert (found.error, found.part) == (3.0, "")
-        assert found.noise == pytest.approx(math.sqrt(2.5))  # RMS over draws of 1 and 2
-        assert found.ratio == pytest.approx(3 / math.sqrt(2.5))
+        assert found.noise == pytest.approx(2.0)  # nudges of the second kind move it more
+        assert found.ratio == pytest.approx(1.5)
+
+    def test_draws_of_a_kind_are_averaged(self) -> None:
+        draws = [np.full(4, 1.0), np.zeros(4), np.full(4, 2.0), np.zeros(4)]
+        assert tally(np.full(4, 3.0), draws).worst().noise == pytest.approx(math.sqrt(2.5))  # RMS of 1 and 2
 
     def test_a_channel_among_many(self) -> None:
         error, noise = np.zeros((1, 64, 8)), np.ones((1, 64, 8))

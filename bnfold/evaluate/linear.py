@@ -12,14 +12,13 @@ def matmul(node: Node) -> Array:
 
 
 def gemm(node: Node) -> Array:
+    """C is broadcast, before opset 7 even without `broadcast=1`: files lack it, and there is one meaning."""
     a = node[0].T if node.attributes["transA"] else node[0]
     b = node[1].T if node.attributes["transB"] else node[1]
     product = node.attributes["alpha"] * (a @ b)
     c = node.optional(2)
     if c is None:
         return np.asarray(product)
-    if node.opset < 7 and not node.attributes["broadcast"] and c.shape != product.shape:
-        raise ValueError(f"Gemm without broadcast=1: C has shape {c.shape}, not {product.shape}")
     return np.asarray(product + node.attributes["beta"] * np.broadcast_to(c, product.shape))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -145,6 +146,19 @@ def _shifted(node: Node) -> tuple[Array, tuple[int, ...]]:
     return np.asarray(x - x.max(axis=axes, keepdims=True, initial=-np.inf)), axes
 
 
+def hardmax(node: Node) -> Array:
+    """1 for the first of the largest, 0 for all others."""
+    x, axis = node[0], node.attributes["axis"]
+    flat = x
+    if node.opset < 13:  # as for Softmax
+        axis %= x.ndim
+        flat = x.reshape(*x.shape[:axis], math.prod(x.shape[axis:]))
+    y = np.zeros_like(flat)
+    if y.size:
+        np.put_along_axis(y, np.argmax(flat, axis=axis, keepdims=True), 1, axis)
+    return y.reshape(x.shape)
+
+
 def reduction(function: Callable[..., Any]) -> Operator:
     """A Reduce operator; `function` takes the data, `axis` and `keepdims`."""
 
@@ -209,6 +223,7 @@ OPERATORS: dict[str, Operator] = {
     "ArgMax": arg_max,
     "BatchNormalization": batch_normalization,
     "GroupNormalization": group_normalization,
+    "Hardmax": hardmax,
     "InstanceNormalization": instance_normalization,
     "LRN": lrn,
     "LayerNormalization": layer_normalization,
