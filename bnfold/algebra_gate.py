@@ -259,6 +259,9 @@ class Comparison:
         known = self._through.get(name)
         ours, theirs = self.reference.producer.get(name), self.candidate.producer.get(name)
         is_same = ours is not None and theirs is not None and self._is_same_node(ours, theirs)
+        if is_same and ours is not None:
+            stored = (name for name in ours.input if name and name not in self.reference.producer)
+            is_same = all(map(self._is_same_constant, stored))
         if known is None or known.problem or name in self._moved or is_same:
             return
         known.problem = tally.problem

@@ -73,7 +73,8 @@ def gap(value: Array, exact: Array) -> Gap:
 
 def rms(values: Array) -> float:
     """Root mean square; 0 for no values."""
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
+    with np.errstate(over="ignore"):
+        return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
 
 
 class Rounding:

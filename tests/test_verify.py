@@ -272,6 +272,17 @@ class TestWhoIsToBlame:
         kept.graph.initializer[1].CopyFrom(numpy_helper.from_array(layer.bias, "b0"))
         assert compare(build([layer]), kept).verdict is Verdict.FAIL
 
+    def test_an_output_is_never_taken_for_another_value(self, compare: Compare) -> None:
+        """The convolution's own output is one of the graph: a fold that leaves it its name is wrong."""
+        text = (
+            "(float[N,3,9,9] x) => (float[] y, float[] r) { y = Conv(x, w, b)  z = Mul(y, s)  r = Relu(z) }"
+        )
+        w, b = NORMAL((4, 3, 3, 3)).astype(np.float32), NORMAL(4).astype(np.float32)
+        folded = text.replace("z = Mul(y, s)  r = Relu(z)", "r = Relu(y)")
+        report = compare(graph(text, w=w, b=b, s=np.array(2, np.float32)), graph(folded, w=2 * w, b=2 * b))
+        assert report.verdict is Verdict.FAIL and report.culprit is not None
+        assert report.culprit.name == "y"
+
     def test_equal_names_of_unrelated_values_fail_unless_only_outputs_count(self, compare: Compare) -> None:
         one = graph("(float[N,4] x) => (float[N,4] y) { t = Exp(x)  y = Neg(t) }")
         other = graph("(float[N,4] x) => (float[N,4] y) { t = Neg(x)  a = Exp(x)  y = Neg(a) z = Neg(t) }")
@@ -546,6 +557,21 @@ class TestFeeds:
         small = "(float[N,3,8,8] x) => (float[N,192] y)"
         baked = graph(f"{small} {{ y = Reshape(x, one) }}", one=np.array([1, -1]))
         assert compare(graph(f"{small} {{ y = Flatten(x) }}"), baked).verdict is Verdict.FAIL
+
+    def test_a_batch_size_in_a_constant_of_the_same_node(self, compare: Compare) -> None:
+        text = """(float[N,3,112,112] x) => (float[N,4] y)
+            { c = Conv(x, w)  f = Reshape(c, s)  y = ReduceMean<axes = [2], keepdims = 0>(f) }"""
+        w = NORMAL((4, 3, 3, 3)).astype(np.float32)
+        models = (graph(text, w=w, s=np.array([n, 4, -1])) for n in (0, 1))
+        assert compare(*models).verdict is Verdict.FAIL
+
+    def test_sizes_at_which_padding_differs(self, compare: Compare) -> None:
+        """SAME_UPPER is the padding of 1 all around at odd sizes only."""
+        text = "(float[N,3,H,W] x) => (float[] y) {{ y = Conv<strides = [2, 2], {}>(x, w) }}"
+        w = NORMAL((4, 3, 3, 3)).astype(np.float32)
+        same = graph(text.format('auto_pad = "SAME_UPPER"'), w=w)
+        assert compare(same, graph(text.format("pads = [1, 1, 1, 1]"), w=w)).verdict is Verdict.FAIL
+        assert compare(same, same).verdict is Verdict.PASS
 
     def test_a_feed_that_the_reference_does_not_bear_counts_for_nothing(self, compare: Compare) -> None:
         """Among zeros there is no first number that is not zero."""
