@@ -12,7 +12,7 @@ $(PYTHON) -m venv $(1)
 $(1)/bin/python -m pip install --quiet --constraint constraints.txt pip
 endef
 
-.PHONY: run test lint docs mutants benchmark fixtures clean
+.PHONY: run test lint docs mutants sensitivity benchmark fixtures clean
 
 run: .venv/run.stamp
 	mkdir -p build
@@ -31,6 +31,9 @@ docs: .venv/run.stamp
 
 mutants: .venv/test.stamp
 	.venv/bin/python tests/mutants.py
+
+sensitivity: .venv/test.stamp
+	.venv/bin/python benchmarks/sensitivity.py
 
 benchmark: .venv-benchmark/stamp
 	.venv-benchmark/bin/python benchmarks/run.py
