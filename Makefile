@@ -12,7 +12,7 @@ $(PYTHON) -m venv $(1)
 $(1)/bin/python -m pip install --quiet --constraint constraints.txt pip
 endef
 
-.PHONY: run test lint docs mutants sensitivity benchmark fixtures clean
+.PHONY: run test lint docs mutants sensitivity verification-time benchmark fixtures clean
 
 run: .venv/run.stamp
 	mkdir -p build
@@ -34,6 +34,9 @@ mutants: .venv/test.stamp
 
 sensitivity: .venv/test.stamp
 	.venv/bin/python benchmarks/sensitivity.py
+
+verification-time: .venv/run.stamp
+	.venv/bin/python benchmarks/verification_time.py
 
 benchmark: .venv-benchmark/stamp
 	.venv-benchmark/bin/python benchmarks/run.py
