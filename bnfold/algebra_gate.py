@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -29,9 +28,11 @@ import onnx
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from .evaluate import Change, EvaluationError, Missing, Program
+from .alike import Alike, names_read
+from .evaluate import EvaluationError, Missing, Program
 from .feeds import Feed
-from .measure import FLOAT64, SMALLEST, Base, Sums, Tally, Unlike, difference, metrics
+from .lane import Lane
+from .measure import FLOAT64, SMALLEST, Base, Sums, Tally, Unlike, beyond, metrics
 from .nudge import Nudge
 from .verification import AlgebraReport, Limit, Metrics, OutputCheck, TensorCheck, Verdict
 
@@ -70,39 +71,6 @@ _FAR = 16
 
 class CandidateFails(Exception):
     """The candidate cannot be evaluated where the reference can."""
-
-
-_NOTHING = Missing("")
-
-
-class _Lane:
-    """A run that waits after each value to be told what to go on with.
-
-    Attributes:
-        name: Of the value it waits at; None when it has come to its end.
-        value: That value.
-        reply: What it is to go on with; None for its own value.
-        failure: Why it ended before its time, or "".
-    """
-
-    def __init__(
-        self, program: Program, feed: Mapping[str, Array], wanted: Sequence[str], change: Change | None = None
-    ) -> None:
-        self._run = program.run(feed, wanted=wanted, change=change)
-        self.name: str | None = ""
-        self.value: Array | Missing = _NOTHING
-        self.reply: Array | None = None
-        self.failure = ""
-
-    def advance(self) -> None:
-        reply, self.reply = self.reply, None
-        self.value = _NOTHING  # nobody else may need it any more
-        try:
-            self.name, self.value = self._run.send(reply)
-        except StopIteration:
-            self.name = None
-        except EvaluationError as error:
-            self.name, self.failure = None, str(error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +112,7 @@ class Comparison:
         self.tolerance = tolerance
         self.walks: list[str] = []
         self.draws = 0
+        self._alike = Alike(reference, candidate)
         self._seed = seed
         self._limits = limits
         self._certified = certified
@@ -202,8 +171,8 @@ class Comparison:
         shared = [name for name in self._shared if not alone or name not in self._astray]
         number, asked = len(self.walks), [*shared, *self._vanished]
         changes = [None, *(self._nudge.draw(self._seed, number, k) for k in range(draws))]
-        group = [_Lane(self.reference, feed.arrays, asked, change) for change in changes]
-        other = _Lane(self.candidate, feed.arrays, shared)
+        group = [Lane(self.reference, feed.arrays, asked, change) for change in changes]
+        other = Lane(self.candidate, feed.arrays, shared)
         found = self._side_by_side(group, other, set(shared), alone)
         if other.failure:
             raise CandidateFails(other.failure)
@@ -218,7 +187,7 @@ class Comparison:
         self.draws += draws
 
     def _side_by_side(
-        self, group: Sequence[_Lane], other: _Lane, shared: set[str], alone: bool
+        self, group: Sequence[Lane], other: Lane, shared: set[str], alone: bool
     ) -> dict[str, Tally]:
         """Let the reference, its nudged runs and the candidate go on until all have come to their end."""
         found: dict[str, Tally] = {}
@@ -258,10 +227,10 @@ class Comparison:
         """
         known = self._through.get(name)
         ours, theirs = self.reference.producer.get(name), self.candidate.producer.get(name)
-        is_same = ours is not None and theirs is not None and self._is_same_node(ours, theirs)
+        is_same = ours is not None and theirs is not None and self._alike.is_same_node(ours, theirs)
         if is_same and ours is not None:
             stored = (name for name in ours.input if name and name not in self.reference.producer)
-            is_same = all(map(self._is_same_constant, stored))
+            is_same = all(map(self._alike.is_same_constant, stored))
         if known is None or known.problem or name in self._moved or is_same:
             return
         known.problem = tally.problem
@@ -272,12 +241,12 @@ class Comparison:
             if ratio > _HOPELESS * self.tolerance:
                 self._off[name] = f"it is {ratio:.3g} times its noise off, though it agrees at other sizes"
 
-    def _advance(self, lanes: Sequence[_Lane], size: int) -> None:
+    def _advance(self, lanes: Sequence[Lane], size: int) -> None:
         going = [lane for lane in lanes if lane.name is not None]
-        for _ in (self._pool.map if size >= _WORTH_A_THREAD else map)(_Lane.advance, going):
+        for _ in (self._pool.map if size >= _WORTH_A_THREAD else map)(Lane.advance, going):
             pass
 
-    def _settle(self, group: Sequence[_Lane], hand_on: bool) -> _Held:
+    def _settle(self, group: Sequence[Lane], hand_on: bool) -> _Held:
         """Take the reference's value and the noise around it, and let the nudged runs have that value
         if it is to be handed on, or is a decision."""
         first, *nudged = group
@@ -287,7 +256,7 @@ class Comparison:
         base = Base(value, exact=self._is_decision(first.name, value))
         lanes = [lane for lane in nudged if lane.name == first.name]
 
-        def noise(lane: _Lane) -> Sums | None:
+        def noise(lane: Lane) -> Sums | None:
             try:
                 sums = None if isinstance(lane.value, Missing) else base.apart(lane.value)
             except Unlike:
@@ -348,12 +317,12 @@ class Comparison:
             current = pending.pop()
             ours, theirs = self.reference.producer.get(current), self.candidate.producer.get(current)
             if ours is None and theirs is None:
-                if not self._is_same_constant(current):
+                if not self._alike.is_same_constant(current):
                     return False
                 continue
-            if ours is None or theirs is None or not self._is_same_node(ours, theirs):
+            if ours is None or theirs is None or not self._alike.is_same_node(ours, theirs):
                 return False
-            for read in sorted(_names_read(ours) - seen):
+            for read in sorted(names_read(ours) - seen):
                 seen.add(read)
                 tally = tallies.get(read)
                 if tally is None or not (tally.finite or tally.problem):
@@ -362,30 +331,10 @@ class Comparison:
                     return False
         return True
 
-    def _is_same_constant(self, name: str) -> bool:
-        ours, theirs = self.reference.stored(name), self.candidate.stored(name)
-        if ours is None or theirs is None:
-            return ours is theirs  # neither: it is fed, or a name of an inner graph
-        return (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape) and ours.tobytes() == theirs.tobytes()
-
-    def _is_same_node(self, ours: onnx.NodeProto, theirs: onnx.NodeProto) -> bool:
-        """Whether two nodes do the same to values of the same names."""
-
-        def told(node: onnx.NodeProto) -> tuple[Any, ...]:
-            attributes = sorted((a.name, a.SerializeToString(deterministic=True)) for a in node.attribute)
-            return node.domain, node.op_type, node.overload, list(node.input), list(node.output), attributes
-
-        return self._is_same_language and told(ours) == told(theirs)
-
-    @cached_property
-    def _is_same_language(self) -> bool:
-        """Whether the same words mean the same in both models: opsets, and local functions."""
-        return _language(self.reference.model) == _language(self.candidate.model)
-
     def _look_closely(self, name: str, value: Array, reference: Array) -> None:
         """An output: the figures that people know, and the criteria that they gave."""
         limit = self._limits.get(name, self._limits.get(""))
-        if limit is not None and (count := _beyond(limit, value, reference)):
+        if limit is not None and (count := beyond(limit, value, reference)):
             told = f"{count} of {value.size} elements are beyond atol {limit.atol:g}, rtol {limit.rtol:g}"
             self._beyond.setdefault(name, told)
         if value.dtype.kind == reference.dtype.kind == "f" and name not in self._metrics:
@@ -542,30 +491,7 @@ def blame(check: TensorCheck, tolerance: float) -> str:
     )
 
 
-def _beyond(limit: Limit, value: Array, reference: Array) -> int:
-    """How many elements are further apart than the limit allows."""
-    gap = np.abs(difference(value, reference))
-    with np.errstate(invalid="ignore"):
-        return int(np.count_nonzero(gap > limit.atol + limit.rtol * np.abs(reference)))
-
-
 def _dtype(output: onnx.ValueInfoProto) -> np.dtype[Any]:
     """The declared floating type of an output; float32 where there is none."""
     code = output.type.tensor_type.elem_type
     return onnx.helper.tensor_dtype_to_np_dtype(code if code in _FLOATS else onnx.TensorProto.FLOAT)
-
-
-def _names_read(node: onnx.NodeProto) -> set[str]:
-    """What a node reads, inner graphs included; there, names of their own are among it."""
-    names = {name for name in node.input if name}
-    for attribute in node.attribute:
-        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-            names |= {value.name for value in graph.output}
-            names = names.union(*map(_names_read, graph.node))
-    return names
-
-
-def _language(model: onnx.ModelProto) -> tuple[list[tuple[str, int]], list[bytes]]:
-    """The opsets that a model imports, and its functions."""
-    functions = sorted(f.SerializeToString(deterministic=True) for f in model.functions)
-    return sorted((entry.domain or "ai.onnx", entry.version) for entry in model.opset_import), functions

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .verification import Metrics
+from .verification import Limit, Metrics
 
 Array = NDArray[Any]
 F64 = NDArray[np.float64]
@@ -246,6 +246,17 @@ def squares(values: F64) -> Sums:
         columns = values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
         sums[_LAST] = np.einsum("rc,rc->c", columns, columns)
     return sums
+
+
+def beyond(limit: Limit, value: Array, reference: Array) -> int:
+    """How many elements are further apart than the limit allows.
+
+    Raises:
+        Unlike: As for `difference`.
+    """
+    gap = np.abs(difference(value, reference))
+    with np.errstate(invalid="ignore"):
+        return int(np.count_nonzero(gap > limit.atol + limit.rtol * np.abs(reference)))
 
 
 def _about_mean(rows: F64, squared: F64) -> F64:

@@ -29,7 +29,8 @@ evaluate.operators moves sources recompute
 evaluate.frame arithmetic carriers selections sinks certificate
 evaluate.program rules
 evaluate plan
-borrow algebra_gate rounding edit
+borrow alike lane rounding edit
+algebra_gate
 runtime_gate fold
 verify
 optimize
@@ -51,8 +52,8 @@ GUESTS = {
 # The checker shares nothing with what it checks.
 FOLDING = """affine arithmetic carriers chains constants double_double edit facts fold model moves nodes
 origin plan rules selections shapes sinks sources wellformed wire write"""
-CHECKING = """algebra_gate borrow certificate declared enclosures evaluate feeds given measure nudge recompute
-rounding runtime_gate session structure tensors verify"""
+CHECKING = """algebra_gate alike borrow certificate declared enclosures evaluate feeds given lane measure
+nudge recompute rounding runtime_gate session structure tensors verify"""
 
 
 @cache
