@@ -115,7 +115,7 @@ passes = ["fuse_bn_into_conv", "eliminate_unused_initializer"]
 onnx.save(onnxoptimizer.optimize(onnx.load(sys.argv[1]), passes), sys.argv[2])
 """
 
-_BNFOLD = ("-m", "bnfold", "optimize", SOURCE, "-o", TARGET, "--force", "--no-verify", "-q")
+_BNFOLD = ("-m", "bnfold", "optimize", SOURCE, "-o", TARGET, "--force", "--verify", "none", "-q")
 
 TOOLS = (
     Tool("bnfold", "bnfold", Role.OURS, _BNFOLD),

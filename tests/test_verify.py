@@ -424,6 +424,11 @@ class TestNothingToCompare:
         assert report.verdict is Verdict.UNDECIDED
         assert "no output of this name" in report.message
 
+    def test_behind_a_stored_string_is_undecided(self, compare: Compare) -> None:
+        model = graph("(float[4] x) => (float[4] y, string[1] t) { y = Relu(x)  t = Identity(s) }")
+        model.graph.initializer.append(helper.make_tensor("s", onnx.TensorProto.STRING, [1], np.array(["a"])))
+        assert compare(model, model).verdict is Verdict.UNDECIDED
+
     def test_one_output_lacking_fails(self, compare: Compare) -> None:
         both = graph("(float[4] x) => (float[4] y, float[4] z) { y = Relu(x)  z = Neg(x) }")
         report = compare(both, graph("(float[4] x) => (float[4] y) { y = Relu(x)  z = Neg(x) }"))
