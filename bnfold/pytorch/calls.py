@@ -1,0 +1,367 @@
+"""What a node of a traced graph calls, whichever way it is written: module, function, method or operator.
+
+`read` gives it one name and its arguments by the names that `torch.nn.functional` has for them. A module
+is read only if it does what torch's own class does: a subclass that does more is not what it seems.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+
+from .trace import Traced, is_reparametrization
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A tensor that a module or a call has for itself.
+
+    Attributes:
+        name: What the module, or the function, calls it.
+        tensor: Its numbers.
+    """
+
+    name: str
+    tensor: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A call.
+
+    Attributes:
+        name: What is called, one of the names in `_MODULES` and `_FUNCTIONS`.
+        arguments: By name: data are nodes, constants of tensors are `Stored`, all else is as it is.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+def read(traced: Traced, node: fx.Node) -> Call | None:
+    """What the node calls; None if it is none of the calls that are known, or not in a known way."""
+    if node.op == "call_module":
+        return _of_module(traced.root.get_submodule(node.target), node)
+    known = {"call_method": _METHODS, "call_function": _FUNCTIONS}.get(node.op, {}).get(node.target)
+    if known is None or _is_constant(traced, node):  # what it computes is a tensor of the module like others
+        return None
+    return _of_function(traced, node, *known)
+
+
+def stored(traced: Traced, node: fx.Node) -> torch.Tensor | None:
+    """The tensor that a node gets off the module, or computes from such tensors alone; None if it does
+    neither, or another one each time."""
+    if not _is_constant(traced, node):
+        return None
+    try:
+        first, second = (_evaluate(traced, node) for _ in range(2))
+    except Exception:  # whatever the call raises by itself, it raises when the module runs as well
+        return None
+    same = isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor) and torch.equal(first, second)
+    return first.detach() if same else None
+
+
+def _is_constant(traced: Traced, node: fx.Node) -> bool:
+    if node.op == "get_attr":
+        return node.target not in traced.made
+    called = node.op in ("call_function", "call_method") and not mutates(traced, node)
+    return (
+        called and bool(node.all_input_nodes) and all(_is_constant(traced, n) for n in node.all_input_nodes)
+    )
+
+
+def _evaluate(traced: Traced, node: fx.Node) -> Any:
+    if node.op == "get_attr":
+        owner, _, name = node.target.rpartition(".")
+        return getattr(traced.root.get_submodule(owner), name)
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _evaluate(traced, n))
+    with torch.no_grad():
+        return (
+            getattr(args[0], node.target)(*args[1:], **kwargs)
+            if node.op == "call_method"
+            else node.target(*args, **kwargs)
+        )
+
+
+def put(node: fx.Node, name: str, value: fx.Node | None) -> None:
+    """Give the call of a function another argument, by the name that `read` has for it."""
+    _, signature = _FUNCTIONS[node.target]
+    i = signature.split().index(name)
+    if i < len(node.args):
+        node.update_arg(i, value)
+    else:
+        node.update_kwarg(name, value)
+
+
+def mutates(traced: Traced, node: fx.Node) -> bool:
+    """Whether a node changes its first argument in place."""
+    if node.op == "call_module":
+        return bool(getattr(traced.root.get_submodule(node.target), "inplace", False))
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    if node.op != "call_function":
+        return False
+    name = getattr(node.target, "__name__", "")
+    if node.target in _IN_PLACE or "out" in node.kwargs or (name.endswith("_") and not name.endswith("__")):
+        return True
+    try:
+        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):  # a builtin, which has no such argument
+        return False
+    return bool(bound.arguments.get("inplace"))
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module does what torch's class does, and nothing else."""
+    own = type(module)
+    if "forward" in vars(module) or not isinstance(module, kind):
+        return False
+    return all(
+        getattr(own, name) is getattr(kind, name)
+        for base in kind.__mro__
+        if base not in (object, nn.Module)
+        for name, function in vars(base).items()
+        if inspect.isfunction(function) and name not in _HARMLESS
+    )
+
+
+_HARMLESS = frozenset(
+    [
+        "__init__",
+        "__setstate__",
+        "__repr__",
+        "__dir__",
+        "extra_repr",
+        "reset_parameters",
+        "reset_running_stats",
+    ]
+) | {"_load_from_state_dict", "_save_to_state_dict"}
+_IN_PLACE = frozenset(
+    getattr(operator, name)
+    for name in [
+        "iadd",
+        "isub",
+        "imul",
+        "itruediv",
+        "ifloordiv",
+        "imod",
+        "ipow",
+        "imatmul",
+        "iand",
+        "ior",
+        "ixor",
+        "setitem",
+    ]
+)
+
+Attributes = tuple[str, ...]
+Kinds = tuple[type[nn.Module], ...]
+
+_CONV: Attributes = ("stride", "padding", "dilation", "groups", "padding_mode")
+_POOL: Attributes = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_AVERAGE: Attributes = (
+    "kernel_size",
+    "stride",
+    "padding",
+    "ceil_mode",
+    "count_include_pad",
+    "divisor_override",
+)
+_BATCH_NORM: Attributes = ("eps", "training", "track_running_stats")
+
+
+def _every(pattern: str) -> Kinds:
+    """Modules for data of one, two and three dimensions."""
+    return tuple(getattr(nn, pattern.format(d)) for d in (1, 2, 3) if hasattr(nn, pattern.format(d)))
+
+
+_MODULES: tuple[tuple[str, Kinds, Attributes], ...] = (
+    ("conv", _every("Conv{}d"), _CONV),
+    ("conv_transpose", _every("ConvTranspose{}d"), (*_CONV, "output_padding")),
+    ("linear", (nn.Linear,), ()),
+    ("batch_norm", (*_every("BatchNorm{}d"), nn.SyncBatchNorm), _BATCH_NORM),
+    ("instance_norm", _every("InstanceNorm{}d"), ("eps", "training", "track_running_stats")),
+    ("group_norm", (nn.GroupNorm,), ("num_groups", "eps")),
+    ("layer_norm", (nn.LayerNorm,), ("normalized_shape", "eps")),
+    ("relu", (nn.ReLU,), ()),
+    ("leaky_relu", (nn.LeakyReLU,), ("negative_slope",)),
+    ("prelu", (nn.PReLU,), ()),
+    ("identity", (nn.Identity,), ()),
+    ("dropout", (nn.Dropout, *_every("Dropout{}d"), nn.AlphaDropout, nn.FeatureAlphaDropout), ("training",)),
+    ("flatten", (nn.Flatten,), ("start_dim", "end_dim")),
+    ("max_pool", _every("MaxPool{}d"), _POOL),
+    ("avg_pool", _every("AvgPool{}d"), _AVERAGE),
+    ("adaptive_avg_pool", _every("AdaptiveAvgPool{}d"), ("output_size",)),
+    ("adaptive_max_pool", _every("AdaptiveMaxPool{}d"), ("output_size", "return_indices")),
+    ("interpolate", (nn.Upsample,), ("size", "scale_factor", "mode", "align_corners")),
+    ("interpolate", (nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), ("size", "scale_factor", "mode")),
+    ("pixel_shuffle", (nn.PixelShuffle,), ("upscale_factor",)),
+    ("pad", _every("ReflectionPad{}d"), ("padding",)),
+    ("pad", _every("ReplicationPad{}d"), ("padding",)),
+    ("pad", _every("CircularPad{}d"), ("padding",)),
+    ("pad", (*_every("ConstantPad{}d"), *_every("ZeroPad{}d")), ("padding", "value")),
+)
+_PAD_MODES = {"Reflection": "reflect", "Replication": "replicate", "Circular": "circular"}
+_RANKS = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}  # they refuse data of any other
+_PARAMETERS = ("weight", "bias", "running_mean", "running_var")
+
+_CONV_FUNCTION = "input weight bias stride padding dilation groups"
+_SAME = "input inplace"
+_FUNCTIONS: dict[Any, tuple[str, str]] = {
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), ("conv", _CONV_FUNCTION)),
+    **dict.fromkeys(
+        (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+        ("conv_transpose", "input weight bias stride padding output_padding groups dilation"),
+    ),
+    F.linear: ("linear", "input weight bias"),
+    F.batch_norm: ("batch_norm", "input running_mean running_var weight bias training momentum eps"),
+    F.group_norm: ("group_norm", "input num_groups weight bias eps"),
+    F.layer_norm: ("layer_norm", "input normalized_shape weight bias eps"),
+    **dict.fromkeys((F.relu, torch.relu, F.relu_, torch.relu_), ("relu", _SAME)),
+    F.leaky_relu: ("leaky_relu", "input negative_slope inplace"),
+    **dict.fromkeys((F.prelu, torch.prelu), ("prelu", "input weight")),
+    **dict.fromkeys((F.dropout, F.dropout2d), ("dropout", "input p training inplace")),
+    torch.flatten: ("flatten", "input start_dim end_dim"),
+    **dict.fromkeys((torch.reshape,), ("reshape", "input shape")),
+    torch.permute: ("permute", "input dims"),
+    **dict.fromkeys((torch.transpose, torch.swapaxes), ("transpose", "input dim0 dim1")),
+    torch.squeeze: ("squeeze", "input dim"),
+    torch.unsqueeze: ("unsqueeze", "input dim"),
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), ("cat", "tensors dim")),
+    torch.chunk: ("chunk", "input chunks dim"),
+    **dict.fromkeys((F.max_pool1d, F.max_pool2d, F.max_pool3d), ("max_pool", " ".join(("input", *_POOL)))),
+    **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), ("avg_pool", " ".join(("input", *_AVERAGE)))),
+    **dict.fromkeys(
+        (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+        ("adaptive_avg_pool", "input output_size"),
+    ),
+    **dict.fromkeys(
+        (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
+        ("adaptive_max_pool", "input output_size return_indices"),
+    ),
+    F.interpolate: (
+        "interpolate",
+        "input size scale_factor mode align_corners recompute_scale_factor antialias",
+    ),
+    F.pixel_shuffle: ("pixel_shuffle", "input upscale_factor"),
+    F.pad: ("pad", "input padding mode value"),
+    torch.mean: ("mean", "input dim keepdim"),
+    torch.sum: ("sum", "input dim keepdim"),
+    torch.neg: ("neg", "input"),
+    **dict.fromkeys((torch.add, operator.add, operator.iadd), ("add", "input other alpha")),
+    **dict.fromkeys((torch.sub, torch.subtract, operator.sub, operator.isub), ("sub", "input other alpha")),
+    **dict.fromkeys((torch.mul, torch.multiply, operator.mul, operator.imul), ("mul", "input other")),
+    **dict.fromkeys(
+        (torch.div, torch.divide, operator.truediv, operator.itruediv), ("div", "input other rounding_mode")
+    ),
+    operator.neg: ("neg", "input"),
+    operator.getitem: ("getitem", "input index"),
+    getattr: ("attribute", "input name"),
+}
+_METHODS: dict[str, tuple[str, str]] = {
+    "relu": ("relu", "input"),
+    "relu_": ("relu", "input"),
+    "flatten": ("flatten", "input start_dim end_dim"),
+    "view": ("reshape", "input *shape"),
+    "reshape": ("reshape", "input *shape"),
+    "permute": ("permute", "input *dims"),
+    "transpose": ("transpose", "input dim0 dim1"),
+    "squeeze": ("squeeze", "input dim"),
+    "unsqueeze": ("unsqueeze", "input dim"),
+    "contiguous": ("identity", "input"),
+    "chunk": ("chunk", "input chunks dim"),
+    "mean": ("mean", "input dim keepdim"),
+    "sum": ("sum", "input dim keepdim"),
+    "neg": ("neg", "input"),
+    "reshape_as": ("reshape_as", "input other"),
+    "view_as": ("reshape_as", "input other"),
+    "size": ("shape", "input dim"),
+    "dim": ("shape", "input"),
+    "add": ("add", "input other alpha"),
+    "add_": ("add", "input other alpha"),
+    "sub": ("sub", "input other alpha"),
+    "sub_": ("sub", "input other alpha"),
+    "mul": ("mul", "input other"),
+    "mul_": ("mul", "input other"),
+    "div": ("div", "input other rounding_mode"),
+    "div_": ("div", "input other rounding_mode"),
+}
+
+
+def _of_module(module: nn.Module, node: fx.Node) -> Call | None:
+    for name, kinds, attributes in _MODULES:
+        kind = next((k for k in kinds if is_plain(module, k)), None)
+        if kind is None:
+            continue
+        if len(node.args) + len(node.kwargs) != 1 or not _has_known_hooks(module):
+            return None  # more than the data, such as an output_size
+        arguments: dict[str, Any] = {"input": next(iter((*node.args, *node.kwargs.values())))}
+        arguments |= {a: getattr(module, a, None) for a in attributes}
+        if name == "pad":
+            arguments["mode"] = next(
+                (m for k, m in _PAD_MODES.items() if kind.__name__.startswith(k)), "constant"
+            )
+        if kind in _RANKS:
+            arguments["rank"] = _RANKS[kind]
+        for parameter in _PARAMETERS:
+            tensor = _effective(module, parameter)
+            if tensor is not None:
+                arguments[parameter] = Stored(parameter, tensor)
+        return Call(name, arguments)
+    return None
+
+
+def _has_known_hooks(module: nn.Module) -> bool:
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return all(is_reparametrization(hook) for hook in hooks)
+
+
+def _effective(module: nn.Module, name: str) -> torch.Tensor | None:
+    """A parameter as the module will use it, also where it is computed from others at each call."""
+    for hook in module._forward_pre_hooks.values():
+        if is_reparametrization(hook) and hook.name == name:
+            still = {"do_power_iteration": False} if isinstance(hook, SpectralNorm) else {}
+            return hook.compute_weight(module, **still).detach()
+    tensor = getattr(module, name, None)
+    if not isinstance(tensor, torch.Tensor):
+        return None
+    if parametrize.is_parametrized(module, name) and not torch.equal(tensor, getattr(module, name)):
+        raise Unsteady
+    return tensor.detach()
+
+
+class Unsteady(Exception):
+    """A parametrization that computes another weight each time."""
+
+
+def _of_function(traced: Traced, node: fx.Node, name: str, signature: str) -> Call | None:
+    names = signature.split()
+    arguments: dict[str, Any] = {}
+    for i, argument in enumerate(names):
+        if argument.startswith("*"):  # a sequence, or all that follows
+            rest = node.args[i:]
+            arguments[argument[1:]] = (
+                rest[0] if len(rest) == 1 and isinstance(rest[0], list | tuple) else rest
+            )
+            break
+        if i < len(node.args):
+            arguments[argument] = node.args[i]
+    else:
+        if len(node.args) > len(names):
+            return None
+    if not set(node.kwargs) <= {n.lstrip("*") for n in names}:
+        return None
+    arguments |= node.kwargs
+    for key, value in arguments.items():
+        if isinstance(value, fx.Node) and (tensor := stored(traced, value)) is not None:
+            arguments[key] = Stored(key, tensor.detach())
+    return Call(name, arguments)

@@ -1,0 +1,140 @@
+"""Whether a folded module computes what the original does, on examples, in float64.
+
+As in `bnfold.verify`, an error is measured by how far the original itself moves when its parameters do, each
+by at most the unit roundoff of its type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from ..errors import InputError, NotEquivalent
+from .copies import copied
+from .trace import is_reparametrization
+
+_TOLERANCE = 4.0
+_DRAWS = 4
+_DRAWN = (1 << 16) + 1  # numbers that are drawn; a tensor of more takes them again and again
+# What float64 arithmetic itself may lose in a few operations.
+_FLOOR = 2.0**-44
+
+
+def split_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments of a call."""
+    if isinstance(example_inputs, dict):
+        return (), example_inputs
+    return (tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)), {}
+
+
+def need_equal(original: nn.Module, folded: nn.Module, example_inputs: Any) -> None:
+    """Compare two modules.
+
+    Raises:
+        InputError: The original does not take the examples.
+        NotEquivalent: The folded module computes something else.
+    """
+    try:
+        run = _Run(original, example_inputs, torch.float64)
+        reference = run.results()
+    except Exception:  # its code insists on another type
+        try:
+            run = _Run(original, example_inputs, None)
+            reference = run.results()
+        except Exception as error:
+            raise InputError(
+                f"{type(original).__name__} does not take the example inputs: {type(error).__name__}: {error}"
+            ) from error
+    try:
+        found = _Run(folded, example_inputs, run.dtype).results()
+    except Exception as error:
+        raise NotEquivalent(f"the folded module raises {type(error).__name__}: {error}") from error
+    if len(found) != len(reference):
+        raise NotEquivalent(f"the folded module has {len(found)} results, the original {len(reference)}")
+    noises = [run.nudged(seed) for seed in range(_DRAWS)]
+    for i, (ours, theirs) in enumerate(zip(reference, found, strict=True)):
+        gap = _distance(theirs, ours)
+        noise = math.sqrt(sum(_distance(nudged[i], ours) ** 2 for nudged in noises) / _DRAWS)
+        floor = _FLOOR if run.dtype else torch.finfo(ours.dtype).eps
+        if not gap <= _TOLERANCE * max(noise, floor * float(ours.double().norm())):
+            raise NotEquivalent(
+                f"result {i} of the folded module is {gap:.3g} away from the original, where rounding explains "
+                f"{noise:.3g}; nothing was changed; please report this as a bug of bnfold"
+            )
+
+
+class _Run:
+    """A module, ready to be run on examples.
+
+    Args:
+        module: The module; a copy without hooks is run.
+        example_inputs: The examples.
+        dtype: The type of all floating numbers; None for their own.
+    """
+
+    def __init__(self, module: nn.Module, example_inputs: Any, dtype: torch.dtype | None) -> None:
+        self.dtype = dtype
+        self._module = module
+        self._copy = copied(module).eval()
+        for inner in self._copy.modules():
+            inner._forward_hooks.clear()
+            for key in [k for k, h in inner._forward_pre_hooks.items() if not is_reparametrization(h)]:
+                del inner._forward_pre_hooks[key]
+        if dtype is not None:
+            self._copy.to(dtype)
+        arguments = pytree.tree_map(lambda v: _cast(v, dtype), example_inputs)
+        self._arguments, self._named = split_arguments(arguments)
+
+    def results(self) -> Sequence[torch.Tensor]:
+        """The floating tensors that the module returns."""
+        arguments, named = pytree.tree_map(_own, (self._arguments, self._named))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # should it draw numbers
+            return list(_floats(self._copy(*arguments, **named)))
+
+    def nudged(self, seed: int) -> Sequence[torch.Tensor]:
+        """The same when every number c of the module is c (1 + u U(-1, 1))."""
+        generator = torch.Generator().manual_seed(seed)
+        draws = 2 * torch.rand(_DRAWN, generator=generator, dtype=torch.float64) - 1
+        for mine, theirs in zip(_numbers(self._copy), _numbers(self._module), strict=True):
+            # what is rounded to its own type again has to move by a whole unit to move at all
+            u = torch.finfo(theirs.dtype).eps / (2 if self.dtype else 1)
+            start, n = int(torch.randint(_DRAWN, (), generator=generator)), theirs.numel()
+            own = (
+                draws[start : start + n]
+                if start + n <= _DRAWN
+                else draws.roll(-start).repeat(-(-n // _DRAWN))[:n]
+            )
+            mine.data.copy_(theirs.detach().cpu().double() * (1 + u * own.view(theirs.shape)))
+        return self.results()
+
+
+def _numbers(module: nn.Module) -> Iterator[torch.Tensor]:
+    return (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
+
+
+def _own(value: Any) -> Any:
+    """A module may change what it is given."""
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _cast(value: Any, dtype: torch.dtype | None) -> Any:
+    wanted = isinstance(value, torch.Tensor) and dtype is not None and value.is_floating_point()
+    return value.detach().to(dtype) if wanted else value
+
+
+def _floats(results: Any) -> Iterator[torch.Tensor]:
+    for leaf in pytree.tree_leaves(results):
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+            yield leaf
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    if one.shape != other.shape or not torch.equal(one.isfinite(), other.isfinite()):
+        return math.inf
+    return float(torch.where(other.isfinite(), one.double() - other.double(), 0.0).norm())

@@ -1,0 +1,290 @@
+"""Folds the BatchNorms of a module into the weights around them, inside PyTorch.
+
+The algebra is that of `bnfold.fold`: what `torch.fx` traces is written down as an ONNX graph, folded there,
+and what has changed is done to the module.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import InputError
+from ..fold import fold
+from ..report import Counts, Decision, Declined, FoldReport, Outcome, Reason
+from .aliases import Aliases
+from .calls import Call, Unsteady, read
+from .copies import copied
+from .equal import need_equal, split_arguments
+from .reach import only_called
+from .shadow import Shadow
+from .surgery import Edits, Inexpressible, Term, operate, operations, read_off, rewrite, substitute
+from .trace import Traced, Untraceable, trace
+from .translate import translate
+
+Operations = Mapping[fx.Node, tuple[Term, ...]]
+
+
+def fold_module(
+    module: nn.Module, example_inputs: Any = None, *, inplace: bool = False
+) -> tuple[nn.Module, FoldReport]:
+    """Fold every BatchNorm of a module into the weights around it.
+
+    The module is folded as it is in evaluation mode; a BatchNorm that is in training mode inside a module
+    that is not stays. Where only modules change, the result has the class and the code of the original:
+    a BatchNorm has become an Identity (or what is left of it, a scale and a shift). Where a `forward` calls
+    `torch.nn.functional.batch_norm`, say, the result is a `torch.fx.GraphModule`, which takes the arguments
+    that the examples have.
+
+    Args:
+        module: The module.
+        example_inputs: What it may be called with: a tensor, a tuple of arguments, or a dictionary of them
+            by name. They tell how many axes the data have, which some folds have to know, and both modules
+            are compared on them in float64. Folds hold for data of other sizes as well. None: nothing is
+            compared, and convolutions are taken to see batches.
+        inplace: Change the module itself, which has to be in evaluation mode; its code is never changed.
+
+    Returns:
+        The folded module, in evaluation mode, and what became of each BatchNorm.
+
+    Raises:
+        InputError: This is no module that can be folded, or it does not take the examples.
+        NotEquivalent: The result does not compute what the original computes: a bug of bnfold. The module
+            is as it was.
+    """
+    _need_module(module)
+    if inplace and module.training:
+        raise InputError(
+            f"{type(module).__name__} is in training mode; call its eval() before it is folded in place"
+        )
+    work = copied(module)
+    if module.training:
+        work.eval()
+    folder = _Folder(work, may_rewrite=not inplace)
+    with torch.no_grad():
+        folder.fold("", _bound(work, example_inputs))
+        if example_inputs is not None:
+            need_equal(module, folder.root, example_inputs)
+    if not inplace:
+        return folder.root, folder.report()
+    for path, left, edits in folder.done:
+        operate(module.get_submodule(path), left, edits)
+    return module, folder.report()
+
+
+class _Folder:
+    """The fold of one module, piece by piece.
+
+    Attributes:
+        root: The module, as far as it is folded.
+        done: What was done to each piece that has kept its code, by path.
+    """
+
+    def __init__(self, root: nn.Module, *, may_rewrite: bool) -> None:
+        self.root = root
+        self.done: list[tuple[str, Operations, Edits]] = []
+        self._may_rewrite = may_rewrite
+        self._batchnorms = {path: m for path, m in root.named_modules() if isinstance(m, _BatchNorm)}
+        self._reports: list[FoldReport] = []
+        self._seen: set[str] = set()  # the modules that some graph calls
+        self._untraced: dict[str, str] = {}
+
+    def fold(self, path: str, given: Mapping[str, Any] | None) -> None:
+        """Fold the module at a path; where it cannot be traced, those inside that its code only calls."""
+        piece = self.root.get_submodule(path)
+        try:
+            traced = trace(piece, given)
+            rewritable = self._may_rewrite and not traced.made and not _has_hooks(piece)
+            if traced.fixed and not rewritable:
+                raise Untraceable(
+                    f"{type(piece).__name__}: has optional arguments: {', '.join(traced.fixed)}"
+                )
+        except Untraceable as error:
+            self._untraced[path] = str(error)
+            for inner in only_called(piece):
+                if not _is_torchs_own(piece.get_submodule(inner)):
+                    self.fold(_joined(path, inner), None)
+            return
+        self._fold_inside(path, traced)
+        self._fold_traced(path, traced, given or {}, rewritable)
+
+    def _fold_inside(self, path: str, traced: Traced) -> None:
+        """What the graph goes around, each by itself."""
+        read_directly = [n.target for n in traced.graph.find_nodes(op="get_attr")]
+        for leaf, why in traced.opaque.items():
+            module = traced.root.get_submodule(leaf)
+            if _is_torchs_own(module) or any(target.startswith(f"{leaf}.") for target in read_directly):
+                self._untraced[_joined(path, leaf)] = why
+            else:
+                self.fold(_joined(path, leaf), None)
+
+    def _fold_traced(self, path: str, traced: Traced, given: Mapping[str, Any], rewritable: bool) -> None:
+        self._seen |= {_joined(path, target) for target in _touched(traced)}
+        calls = {node: _read(traced, node) for node in traced.graph.nodes}
+        aliases = Aliases(traced, calls)
+        ranks = {name: value.ndim for name, value in given.items() if isinstance(value, torch.Tensor)}
+        barred = {node: Declined(Reason.MUTATED, f"around {node.name!r}") for node in aliases.impure()}
+        while True:
+            shadow = translate(traced, calls, barred, ranks, path)
+            report = fold(shadow.model, only="batchnorm")
+            try:
+                if report.modified:
+                    edits = read_off(shadow)
+                    _need_own_numbers(aliases, edits)
+                    self._write(path, traced, edits, rewritable)
+                break
+            except Inexpressible as error:
+                new = {n: Declined(Reason.IN_CODE, f"{n.name!r}: {error}") for n in error.nodes}
+                assert not new.keys() <= barred.keys(), error  # else this would go on for ever
+                barred = new | barred
+        self._reports.append(_completed(report, shadow, path, bool(given)))
+
+    def _write(self, path: str, traced: Traced, edits: Edits, rewritable: bool) -> None:
+        try:
+            if traced.fixed:  # the code does something else for other arguments
+                raise Inexpressible((), "it has optional arguments")
+            found = operations(traced, edits)
+        except Inexpressible:
+            if not rewritable:
+                raise
+            new = rewrite(traced, edits)
+            if path:
+                substitute(self.root, traced.root, new)
+            else:
+                self.root = new
+        else:
+            operate(traced.root, found, edits)
+            self.done.append((path, found, edits))
+
+    def report(self) -> FoldReport:
+        """What became of everything."""
+        kept = tuple(self._out_of_reach())
+        decisions = tuple(d for report in self._reports for d in report.decisions)
+        before, after = (
+            _total([getattr(report, when) for report in self._reports], len(kept))
+            for when in ("before", "after")
+        )
+        return FoldReport(decisions + kept, before, after, any(r.modified for r in self._reports))
+
+    def _out_of_reach(self) -> Iterator[Decision]:
+        """The BatchNorms that no graph calls."""
+        for path, module in self._batchnorms.items():
+            if path in self._seen:
+                continue
+            around = [p for p in self._untraced if path == p or path.startswith(f"{p}.") or not p]
+            reason, detail = Reason.UNREAD, f"{path!r} is never called"
+            if around:
+                reason, detail = Reason.UNTRACED, self._untraced[max(around, key=len)]
+            yield _kept(path, path, module.num_features, reason, detail)
+
+
+def _need_module(module: object) -> None:
+    if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
+        raise InputError(
+            f"a torch.nn.Module is needed, and this is a {type(module).__name__}; TorchScript and exported "
+            "programs are folded as ONNX models: bnfold export"
+        )
+    lazy = [name for name, p in module.named_parameters() if isinstance(p, nn.UninitializedParameter)]
+    if lazy:
+        raise InputError(
+            f"{type(module).__name__}: {lazy[0]!r} is not initialized; call the module once before"
+        )
+
+
+def _bound(module: nn.Module, example_inputs: Any) -> Mapping[str, Any]:
+    """The examples by the names of the arguments."""
+    arguments, named = split_arguments(example_inputs)
+    try:
+        bound = (
+            inspect.signature(module.forward).bind(*arguments, **named)
+            if example_inputs is not None
+            else None
+        )
+    except TypeError as error:
+        raise InputError(
+            f"{type(module).__name__}.forward does not take the example inputs: {error}"
+        ) from error
+    return {} if bound is None else bound.arguments
+
+
+def _touched(traced: Traced) -> Iterator[str]:
+    """The modules that the graph calls, or reads tensors of."""
+    for node in traced.graph.nodes:
+        if node.op == "call_module":
+            yield node.target
+        elif node.op == "get_attr":
+            yield node.target.rpartition(".")[0]
+
+
+def _read(traced: Traced, node: fx.Node) -> Call | None:
+    try:
+        return read(traced, node)
+    except Unsteady:
+        return None
+
+
+def _need_own_numbers(aliases: Aliases, edits: Edits) -> None:
+    """Where a result is changed in place, what takes its place must not be seen by others."""
+    shared = [
+        call
+        for call, place in edits.removed.items()
+        if (place is None or not place.terms) and not aliases.may_take_over(call, call.all_input_nodes[0])
+    ]
+    if shared:
+        raise Inexpressible(shared, "the result is changed in place")
+
+
+def _is_torchs_own(module: nn.Module) -> bool:
+    """Whether there is nothing inside that could be folded."""
+    return type(module).__module__.startswith("torch.") and not module._modules
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def _completed(report: FoldReport, shadow: Shadow, path: str, has_examples: bool) -> FoldReport:
+    """The report of a shadow as one of the module."""
+    declined = [
+        _kept(
+            _joined(path, str(node.target)) if node.op == "call_module" else _joined(path, node.name),
+            node.name,
+            None,
+            why.reason,
+            why.detail,
+        )
+        for node, why in shadow.declined.items()
+    ]
+    decisions = [*report.decisions, *declined]
+    if not has_examples:
+        decisions = [
+            replace(d, detail=f"{d.detail}; give example_inputs") if d.reason is Reason.UNKNOWN_SHAPE else d
+            for d in decisions
+        ]
+    more = len(declined)
+    before, after = (_total([c], more) for c in (report.before, report.after))
+    return FoldReport(tuple(decisions), before, after, report.modified)
+
+
+def _total(counts: list[Counts], more: int) -> Counts:
+    """The sum, with so many more BatchNormalizations."""
+    return Counts(
+        sum(c.batchnorms for c in counts) + more,
+        sum(c.affines for c in counts),
+        sum(c.nodes for c in counts),
+    )
+
+
+def _kept(name: str, value: str, channels: int | None, reason: Reason, detail: str) -> Decision:
+    kind = "BatchNormalization"
+    return Decision("", (name,), (kind,), value, channels, Outcome.KEPT, reason=reason, detail=detail)
+
+
+def _joined(path: str, inner: str) -> str:
+    return f"{path}.{inner}".strip(".")
