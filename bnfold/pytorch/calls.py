@@ -57,17 +57,20 @@ def read(traced: Traced, node: fx.Node) -> Call | None:
     return _of_function(traced, node, *known)
 
 
-def stored(traced: Traced, node: fx.Node) -> torch.Tensor | None:
-    """The tensor that a node gets off the module, or computes from such tensors alone; None if it does
-    neither, or another one each time."""
+def constant(traced: Traced, node: fx.Node) -> Any:
+    """What a node gets off the module, or computes from that alone: a tensor, a type, a number.
+
+    None if it does neither, or something else each time.
+    """
     if not _is_constant(traced, node):
         return None
     try:
         first, second = (_evaluate(traced, node) for _ in range(2))
     except Exception:  # whatever the call raises by itself, it raises when the module runs as well
         return None
-    same = isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor) and torch.equal(first, second)
-    return first.detach() if same else None
+    if isinstance(first, torch.Tensor):
+        return first.detach() if isinstance(second, torch.Tensor) and torch.equal(first, second) else None
+    return first if isinstance(first, bool | int | float | torch.dtype) and first == second else None
 
 
 def _is_constant(traced: Traced, node: fx.Node) -> bool:
@@ -188,6 +191,7 @@ _MODULES: tuple[tuple[str, Kinds, Attributes], ...] = (
     ("conv", _every("Conv{}d"), _CONV),
     ("conv_transpose", _every("ConvTranspose{}d"), (*_CONV, "output_padding")),
     ("linear", (nn.Linear,), ()),
+    ("embedding", (nn.Embedding,), ("max_norm",)),
     ("batch_norm", (*_every("BatchNorm{}d"), nn.SyncBatchNorm), _BATCH_NORM),
     ("instance_norm", _every("InstanceNorm{}d"), ("eps", "training", "track_running_stats")),
     ("group_norm", (nn.GroupNorm,), ("num_groups", "eps")),
@@ -254,6 +258,9 @@ _FUNCTIONS: dict[Any, tuple[str, str]] = {
     ),
     F.pixel_shuffle: ("pixel_shuffle", "input upscale_factor"),
     F.pad: ("pad", "input padding mode value"),
+    **dict.fromkeys((torch.matmul, operator.matmul), ("matmul", "input other")),
+    torch.split: ("split", "input sizes dim"),
+    F.embedding: ("embedding", "input weight"),
     torch.mean: ("mean", "input dim keepdim"),
     torch.sum: ("sum", "input dim keepdim"),
     torch.neg: ("neg", "input"),
@@ -279,6 +286,14 @@ _METHODS: dict[str, tuple[str, str]] = {
     "unsqueeze": ("unsqueeze", "input dim"),
     "contiguous": ("identity", "input"),
     "chunk": ("chunk", "input chunks dim"),
+    "split": ("split", "input sizes dim"),
+    "matmul": ("matmul", "input other"),
+    "to": ("to", "input dtype"),
+    "type_as": ("type_as", "input other"),
+    "float": ("float32", "input"),
+    "half": ("float16", "input"),
+    "double": ("float64", "input"),
+    "bfloat16": ("bfloat16", "input"),
     "mean": ("mean", "input dim keepdim"),
     "sum": ("sum", "input dim keepdim"),
     "neg": ("neg", "input"),
@@ -362,6 +377,7 @@ def _of_function(traced: Traced, node: fx.Node, name: str, signature: str) -> Ca
         return None
     arguments |= node.kwargs
     for key, value in arguments.items():
-        if isinstance(value, fx.Node) and (tensor := stored(traced, value)) is not None:
-            arguments[key] = Stored(key, tensor.detach())
+        known = constant(traced, value) if isinstance(value, fx.Node) else None
+        if known is not None:
+            arguments[key] = Stored(key, known) if isinstance(known, torch.Tensor) else known
     return Call(name, arguments)

@@ -128,10 +128,9 @@ class _Folder:
         self._seen |= {_joined(path, target) for target in _touched(traced)}
         calls = {node: _read(traced, node) for node in traced.graph.nodes}
         aliases = Aliases(traced, calls)
-        ranks = {name: value.ndim for name, value in given.items() if isinstance(value, torch.Tensor)}
         barred = {node: Declined(Reason.MUTATED, f"around {node.name!r}") for node in aliases.impure()}
         while True:
-            shadow = translate(traced, calls, barred, ranks, path)
+            shadow = translate(traced, calls, barred, given, path)
             report = fold(shadow.model, only="batchnorm")
             try:
                 if report.modified:

@@ -207,19 +207,22 @@ class Builder:
         self.shadow.slots.update({(node, i): slot for i, slot in (absent or {}).items()})
         return node.outputs[0]
 
-    def split(self, x: ir.Value, dims: Dims, parts: int, axis: int) -> ir.Value:
-        """A Split into parts of one size; its outputs are the node's parts."""
-        first = self.emit("Split", [x], dims, outputs=parts, axis=axis, num_outputs=parts)
+    def split(self, x: ir.Value, parts: Sequence[Dims], axis: int) -> ir.Value:
+        """A Split into parts of these sizes; its outputs are the node's parts."""
+        sizes = self.number([dims[axis] for dims in parts])
+        first = self.emit("Split", [x, sizes], parts[0], outputs=len(parts), axis=axis)
         outputs = self._need_producer(first).outputs
-        for output in outputs[1:]:
+        for output, dims in zip(outputs, parts, strict=True):
             self._describe(output, dims)
         self._parts[self.node] = outputs
         return first
 
+    def is_split(self, whole: fx.Node) -> bool:
+        """Whether a node has parts."""
+        return whole in self._parts
+
     def part(self, whole: fx.Node, index: int) -> ir.Value:
         """One of the parts of a node that was split."""
-        if whole not in self._parts:
-            raise Unknown
         value = self._parts[whole][index]
         self.shadow.origins[value] = self.node
         return value
@@ -241,11 +244,24 @@ class Builder:
         assert producer is not None  # it was made by `emit`
         return producer
 
-    def argument(self, node: fx.Node, rank: int | None) -> ir.Value:
-        """An argument of the module."""
+    def argument(self, node: fx.Node, example: torch.Tensor | None) -> ir.Value:
+        """An argument of the module; of an example, only the rank and the type count."""
         value = ir.Value(name=node.name)
-        self._describe(value, None if rank is None else self.free(rank))
+        self._describe(value, None if example is None else self.free(example.ndim))
+        if example is not None:
+            self._state(value, ir.tensor_adapters.from_torch_dtype(example.dtype))
         self._graph.inputs.append(value)
+        return value
+
+    def cast(self, x: ir.Value, dtype: ir.DataType | None, like: ir.Value | None = None) -> ir.Value:
+        """A Cast to a type, or to that of another value."""
+        if dtype is None:
+            raise Unknown
+        if like is not None:
+            value = self.emit("CastLike", [x, like], self.dims(x))
+        else:
+            value = self.emit("Cast", [x], self.dims(x), to=int(dtype))
+        self._state(value, dtype)
         return value
 
     def opaque(self) -> ir.Value:

@@ -240,7 +240,7 @@ def rewrite(traced: Traced, edits: Edits) -> fx.GraphModule:
         if reader in edits.removed:
             continue
         if place not in made:
-            with graph.inserting_after(_last_of(graph, place.node)):
+            with graph.inserting_before(_behind(graph, place.node)):
                 made[place] = _placed(root, graph, place)
         reader.replace_input_with(source, made[place])
     for call in reversed([n for n in graph.nodes if n in edits.removed]):
@@ -361,9 +361,10 @@ def _placed(root: nn.Module, graph: fx.Graph, place: Place) -> fx.Node:
     return _chained(root, graph, place.node, place.terms, device)
 
 
-def _last_of(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    """Behind which node one may be put that reads this one: arguments come first."""
-    return list(graph.find_nodes(op="placeholder"))[-1] if node.op == "placeholder" else node
+def _behind(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """Before which node one may be put that reads this one: arguments come first."""
+    last = list(graph.find_nodes(op="placeholder"))[-1] if node.op == "placeholder" else node
+    return last.next
 
 
 def _change(root: nn.Module, graph: fx.Graph, call: fx.Node, constants: Mapping[str, Array | None]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import linecache
 import operator
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -140,6 +141,12 @@ class _Tracer(fx.Tracer):  # type: ignore[misc]  # torch is not read
         own = getattr(forward, "__module__", "").startswith("torch.nn.")
         through = forward is nn.Sequential.forward or not (own or isinstance(m, torch.jit.ScriptModule))
         return module_qualified_name in self._opaque or not through
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        asks = sys._getframe(2).f_code  # bool() of a proxy, then this
+        if asks.co_name == "_check_input_dim" and asks.co_filename.startswith(_FOREIGN):
+            return False  # torch's normalizations ask for the rank, and raise if it is a wrong one
+        return super().to_bool(obj)  # type: ignore[no-any-return]
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         depth = len(self.inside)

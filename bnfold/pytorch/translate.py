@@ -27,7 +27,7 @@ def translate(
     traced: Traced,
     calls: Mapping[fx.Node, Call | None],
     barred: Mapping[fx.Node, Declined],
-    ranks: Mapping[str, int],
+    examples: Mapping[str, Any],
     path: str = "",
 ) -> Shadow:
     """The ONNX model of a traced graph.
@@ -36,14 +36,15 @@ def translate(
         traced: The graph.
         calls: What its nodes call.
         barred: Nodes that have to stay what they are, and why.
-        ranks: The ranks of the arguments that are tensors, where they are known.
+        examples: Arguments by name, as far as there are any; of tensors, the rank and the type count.
         path: Where the module is within another one; names in reports begin with it.
     """
     builder = Builder(traced.root, calls, path)
     for node in traced.graph.nodes:
         builder.node, call = node, calls[node]
         if node.op == "placeholder":
-            value = builder.argument(node, ranks.get(node.target))
+            example = examples.get(node.target)
+            value = builder.argument(node, example if isinstance(example, torch.Tensor) else None)
         else:
             try:
                 if node in barred:
@@ -117,6 +118,24 @@ def _linear(b: Builder, a: Arguments) -> ir.Value:
     product = b.emit("MatMul", [x, table], out)
     bias = _bias(b, a)
     return b.emit("Add", [product, *bias], out) if bias else product
+
+
+def _matmul(b: Builder, a: Arguments) -> ir.Value:
+    x, weight = b.data(a["input"]), _stored(a["other"])
+    dims = b.dims(x)
+    if weight.tensor.ndim != 2:
+        raise Unknown
+    out = None if dims is None else (*dims[:-1], int(weight.tensor.shape[1]))
+    return b.emit("MatMul", [x, b.tensor(weight)], out)
+
+
+def _embedding(b: Builder, a: Arguments) -> ir.Value:
+    x, table = b.data(a["input"]), _stored(a["weight"])
+    if a.get("max_norm") is not None:
+        raise Unknown  # it changes the table when it is used
+    dims = b.dims(x)
+    out = None if dims is None else (*dims, int(table.tensor.shape[1]))
+    return b.emit("Gather", [b.tensor(table), x], out, axis=0)
 
 
 def _batch_norm(b: Builder, a: Arguments) -> ir.Value:
@@ -196,6 +215,25 @@ def _prelu(b: Builder, a: Arguments) -> ir.Value:
 def _identity(b: Builder, a: Arguments) -> ir.Value:
     x = b.data(a["input"])
     return b.emit("Identity", [x], b.dims(x))
+
+
+def _to(b: Builder, a: Arguments) -> ir.Value:
+    x, dtype = b.data(a["input"]), a["dtype"]
+    if isinstance(dtype, fx.Node) and dtype.target is getattr and dtype.args[1] == "dtype":
+        like = b.data(dtype.args[0])
+        return b.cast(x, like.dtype, like)
+    if not isinstance(dtype, torch.dtype):
+        raise Unknown
+    return b.cast(x, ir.tensor_adapters.from_torch_dtype(dtype))
+
+
+def _type_as(b: Builder, a: Arguments) -> ir.Value:
+    like = b.data(a["other"])
+    return b.cast(b.data(a["input"]), like.dtype, like)
+
+
+def _cast_to(dtype: torch.dtype) -> Callable[[Builder, Arguments], ir.Value]:
+    return lambda b, a: _to(b, {**a, "dtype": dtype})
 
 
 def _dropout(b: Builder, a: Arguments) -> ir.Value:
@@ -468,17 +506,58 @@ def _cat(b: Builder, a: Arguments) -> ir.Value:
 
 def _chunk(b: Builder, a: Arguments) -> ir.Value:
     x, chunks = b.data(a["input"]), a["chunks"]
-    dims = b.need_dims(x)
-    axis = a.get("dim", 0) % len(dims)
-    size = dims[axis]
-    if not isinstance(size, int) or size % chunks:
+    axis, size = _known_size(b, x, a.get("dim", 0))
+    if size % chunks:
         raise Unknown
-    out = (*dims[:axis], size // chunks, *dims[axis + 1 :])
-    return b.split(x, out, chunks, axis)
+    return _divided(b, x, axis, [size // chunks] * chunks)
+
+
+def _split(b: Builder, a: Arguments) -> ir.Value:
+    x, sizes = b.data(a["input"]), a["sizes"]
+    axis, size = _known_size(b, x, a.get("dim", 0))
+    if isinstance(sizes, int):
+        sizes = [sizes] * (size // sizes) + [size % sizes] * bool(size % sizes)
+    return _divided(b, x, axis, list(sizes))
+
+
+def _known_size(b: Builder, x: ir.Value, dim: int) -> tuple[int, int]:
+    """An axis that is counted from the front, and its size."""
+    dims = b.need_dims(x)
+    axis = dim % len(dims)
+    size = dims[axis]
+    if not isinstance(size, int):
+        raise Unknown
+    return axis, size
+
+
+def _divided(b: Builder, x: ir.Value, axis: int, sizes: Sequence[int]) -> ir.Value:
+    dims = b.need_dims(x)
+    return b.split(x, [(*dims[:axis], size, *dims[axis + 1 :]) for size in sizes], axis)
 
 
 def _getitem(b: Builder, a: Arguments) -> ir.Value:
-    return b.part(a["input"], a["index"])
+    """A part of what was split, or a slice."""
+    whole, index = a["input"], a["index"]
+    if b.is_split(whole):
+        return b.part(whole, index)
+    x = b.data(whole)
+    dims = list(b.need_dims(x))
+    slices = index if isinstance(index, tuple) else (index,)
+    starts, ends, axes = [], [], []
+    for axis, cut in enumerate(slices):
+        if not isinstance(cut, slice) or cut.step not in (None, 1):
+            raise Unknown
+        if cut == slice(None):
+            continue
+        starts.append(cut.start or 0)
+        ends.append(_FAR if cut.stop is None else cut.stop)
+        axes.append(axis)
+        size = dims[axis]
+        dims[axis] = len(range(size)[cut]) if isinstance(size, int) else b.free(1)[0]
+    return b.emit("Slice", [x, *map(b.number, (starts, ends, axes))], tuple(dims))
+
+
+_FAR = (1 << 63) - 1
 
 
 def _shape(b: Builder, a: Arguments) -> ir.Value:
@@ -565,11 +644,16 @@ _HANDLERS: dict[str, Callable[[Builder, Arguments], ir.Value]] = {
     "batch_norm": _batch_norm,
     "cat": _cat,
     "chunk": _chunk,
+    "bfloat16": _cast_to(torch.bfloat16),
     "conv": _conv,
     "conv_transpose": _conv_transpose,
     "div": _sum_of("Div"),
     "dropout": _dropout,
+    "embedding": _embedding,
     "flatten": _flatten,
+    "float16": _cast_to(torch.float16),
+    "float32": _cast_to(torch.float32),
+    "float64": _cast_to(torch.float64),
     "getitem": _getitem,
     "group_norm": _group_norm,
     "identity": _identity,
@@ -578,6 +662,7 @@ _HANDLERS: dict[str, Callable[[Builder, Arguments], ir.Value]] = {
     "layer_norm": _layer_norm,
     "leaky_relu": _leaky_relu,
     "linear": _linear,
+    "matmul": _matmul,
     "max_pool": _max_pool,
     "mean": _reduce("ReduceMean"),
     "mul": _sum_of("Mul"),
@@ -590,9 +675,12 @@ _HANDLERS: dict[str, Callable[[Builder, Arguments], ir.Value]] = {
     "reshape": _reshape,
     "reshape_as": _reshape_as,
     "shape": _shape,
+    "split": _split,
     "squeeze": _squeeze,
     "sub": _sum_of("Sub"),
     "sum": _reduce("ReduceSum"),
+    "to": _to,
     "transpose": _transpose,
+    "type_as": _type_as,
     "unsqueeze": _unsqueeze,
 }
