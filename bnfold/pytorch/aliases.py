@@ -5,11 +5,12 @@ A graph of calls means what it says only while nobody changes a value in place t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from torch import fx
 
 from .calls import Call, mutates
+from .surgery import Edits, Place
 from .trace import Traced
 
 # Calls that always make new tensors. Of all others the result may share numbers with what they read.
@@ -75,14 +76,30 @@ class Aliases:
                         found |= {node, *node.users}
         return found
 
-    def may_take_over(self, node: fx.Node, data: fx.Node) -> bool:
-        """Whether the data of a node may take the place of its result, although that is changed in place."""
-        theirs = self._storages[data]
-        changes = [c for c, storages in self._changes if node in storages]
-        return not changes or not (
-            any(s.op in ("placeholder", "get_attr") for s in theirs)
-            or any(self._is_read_after(change, theirs) for change in changes)
-        )
+    def disturbed(self, edits: Edits) -> set[fx.Node]:
+        """The removed calls for want of which something else would be changed in place."""
+        found: set[fx.Node] = set()
+        for change, storages in self._changes:
+            passed: set[fx.Node] = set()
+            new = self._after(change, change.all_input_nodes[0], edits, passed) - storages
+            if any(s.op in ("placeholder", "get_attr") for s in new) or self._is_read_after(
+                change, new, edits.removed
+            ):
+                found |= passed
+        return found
+
+    def _after(
+        self, reader: fx.Node, source: fx.Node, edits: Edits, passed: set[fx.Node]
+    ) -> frozenset[fx.Node]:
+        """The storages that a call reads after the edits, and the removed calls that it read before."""
+        place = edits.reads.get((reader, source), Place(source))
+        passed |= {source} & edits.removed.keys()
+        if place.terms:
+            return frozenset()
+        node = place.node
+        if self._storages[node] == {node}:
+            return frozenset((node,))
+        return frozenset((node,)).union(*(self._after(node, n, edits, passed) for n in node.all_input_nodes))
 
     def _of(self, node: fx.Node, call: Call | None, changes: bool) -> frozenset[fx.Node]:
         if changes:
@@ -91,11 +108,13 @@ class Aliases:
             return frozenset((node,))
         return frozenset((node,)).union(*(self._storages[n] for n in node.all_input_nodes))
 
-    def _is_read_after(self, change: fx.Node, storages: Iterable[fx.Node]) -> bool:
+    def _is_read_after(
+        self, change: fx.Node, storages: Iterable[fx.Node], gone: Container[fx.Node] = ()
+    ) -> bool:
         """Whether a node after the change reads what was there before it."""
         at = self._order[change]
         return any(
-            self._order[node] < at and any(self._order[reader] > at for reader in node.users)
+            self._order[node] < at and any(self._order[r] > at and r not in gone for r in node.users)
             for node, own in self._storages.items()
             if own & frozenset(storages)
         )

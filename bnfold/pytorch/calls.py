@@ -187,6 +187,28 @@ def _every(pattern: str) -> Kinds:
     return tuple(getattr(nn, pattern.format(d)) for d in (1, 2, 3) if hasattr(nn, pattern.format(d)))
 
 
+_ACTIVATIONS: Kinds = tuple(
+    getattr(nn, name)
+    for name in [
+        "CELU",
+        "ELU",
+        "GELU",
+        "Hardsigmoid",
+        "Hardswish",
+        "Hardtanh",
+        "LogSigmoid",
+        "LogSoftmax",
+        "Mish",
+        "ReLU6",
+        "SELU",
+        "SiLU",
+        "Sigmoid",
+        "Softmax",
+        "Softplus",
+        "Softsign",
+        "Tanh",
+    ]
+)
 _MODULES: tuple[tuple[str, Kinds, Attributes], ...] = (
     ("conv", _every("Conv{}d"), _CONV),
     ("conv_transpose", _every("ConvTranspose{}d"), (*_CONV, "output_padding")),
@@ -199,6 +221,7 @@ _MODULES: tuple[tuple[str, Kinds, Attributes], ...] = (
     ("relu", (nn.ReLU,), ()),
     ("leaky_relu", (nn.LeakyReLU,), ("negative_slope",)),
     ("prelu", (nn.PReLU,), ()),
+    ("same", _ACTIVATIONS, ()),
     ("identity", (nn.Identity,), ()),
     ("dropout", (nn.Dropout, *_every("Dropout{}d"), nn.AlphaDropout, nn.FeatureAlphaDropout), ("training",)),
     ("flatten", (nn.Flatten,), ("start_dim", "end_dim")),
@@ -231,6 +254,12 @@ _FUNCTIONS: dict[Any, tuple[str, str]] = {
     F.group_norm: ("group_norm", "input num_groups weight bias eps"),
     F.layer_norm: ("layer_norm", "input normalized_shape weight bias eps"),
     **dict.fromkeys((F.relu, torch.relu, F.relu_, torch.relu_), ("relu", _SAME)),
+    **dict.fromkeys(
+        (F.elu, F.gelu, F.hardsigmoid, F.hardswish, F.hardtanh, F.mish, F.relu6, F.selu, F.sigmoid, F.silu),
+        ("same", "input *rest"),
+    ),
+    **dict.fromkeys((F.softmax, F.log_softmax, F.softplus, F.tanh), ("same", "input *rest")),
+    **dict.fromkeys((torch.sigmoid, torch.softmax, torch.tanh), ("same", "input *rest")),
     F.leaky_relu: ("leaky_relu", "input negative_slope inplace"),
     **dict.fromkeys((F.prelu, torch.prelu), ("prelu", "input weight")),
     **dict.fromkeys((F.dropout, F.dropout2d), ("dropout", "input p training inplace")),
@@ -277,6 +306,7 @@ _FUNCTIONS: dict[Any, tuple[str, str]] = {
 _METHODS: dict[str, tuple[str, str]] = {
     "relu": ("relu", "input"),
     "relu_": ("relu", "input"),
+    **dict.fromkeys(("clamp", "sigmoid", "softmax", "tanh"), ("same", "input *rest")),
     "flatten": ("flatten", "input start_dim end_dim"),
     "view": ("reshape", "input *shape"),
     "reshape": ("reshape", "input *shape"),
@@ -373,7 +403,7 @@ def _of_function(traced: Traced, node: fx.Node, name: str, signature: str) -> Ca
     else:
         if len(node.args) > len(names):
             return None
-    if not set(node.kwargs) <= {n.lstrip("*") for n in names}:
+    if not set(node.kwargs) <= {n.lstrip("*") for n in names} and name != "same":
         return None
     arguments |= node.kwargs
     for key, value in arguments.items():

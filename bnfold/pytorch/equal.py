@@ -50,9 +50,8 @@ def need_equal(original: nn.Module, folded: nn.Module, example_inputs: Any) -> N
             hint = (
                 "; it was run without its hooks" if any(m._forward_hooks for m in original.modules()) else ""
             )
-            raise InputError(
-                f"{type(original).__name__} does not take the example inputs: {type(error).__name__}: {error}{hint}"
-            ) from error
+            why = f"{type(error).__name__}: {error}{hint}"
+            raise InputError(f"{type(original).__name__} does not take the example inputs: {why}") from error
     try:
         found = _Run(folded, example_inputs, run.dtype).results()
     except Exception as error:

@@ -230,11 +230,7 @@ def _read(traced: Traced, node: fx.Node) -> Call | None:
 
 def _need_own_numbers(aliases: Aliases, edits: Edits) -> None:
     """Where a result is changed in place, what takes its place must not be seen by others."""
-    shared = [
-        call
-        for call, place in edits.removed.items()
-        if (place is None or not place.terms) and not aliases.may_take_over(call, call.all_input_nodes[0])
-    ]
+    shared = aliases.disturbed(edits)
     if shared:
         raise Inexpressible(shared, "the result is changed in place")
 

@@ -11,7 +11,9 @@ import inspect
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
+import torch
 from torch import nn
 
 _ITEMS = ".*"
@@ -36,19 +38,22 @@ _LOOK_INSIDE = frozenset(
         "state_dict",
     ]
 )
+_PLAIN = (type(None), bool, int, float, str, torch.dtype)
 
 
 def only_called(module: nn.Module) -> list[str]:
-    """The paths of modules inside a module that its code calls, and does nothing else with.
+    """The paths of modules inside a module that its `forward` calls, and does nothing else with.
 
     Empty where the source is not at hand, or does what cannot be overlooked.
     """
     uses: dict[str, list[bool]] = {}
-    for function in _functions(type(module)):
-        if not _is_plain(function):
-            return []
-        for name, fine in _uses(function):
-            uses.setdefault(name, []).append(fine)
+    try:
+        for function in _reached(module):
+            _need_plain(function)
+            for name, fine in _uses(function, module):
+                uses.setdefault(name, []).append(fine)
+    except (_Unclear, OSError, SyntaxError, TypeError):
+        return []
     held = Counter(id(child) for owner in module.modules() for child in owner._modules.values())
     found = []
     for name, fine in uses.items():
@@ -62,46 +67,77 @@ def only_called(module: nn.Module) -> list[str]:
     return found
 
 
-def _functions(own: type[nn.Module]) -> Iterator[ast.FunctionDef]:
-    """The methods that users wrote, other than the one that builds the module."""
-    for base in own.__mro__:
-        if base.__module__.startswith("torch.") or base is object:
-            continue
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):
-            tree = ast.parse("def unknown(self): self.modules()")
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef) and node.name != "__init__":
-                yield node
+class _Unclear(Exception):
+    """The code may do anything."""
 
 
-def _is_plain(function: ast.FunctionDef) -> bool:
-    """Whether the function uses `self` for nothing but its attributes, and none that reaches inside."""
-    owners = {id(node.value) for node in ast.walk(function) if isinstance(node, ast.Attribute)}
-    own = _own_name(function)
-    bare = any(isinstance(n, ast.Name) and n.id == own and id(n) not in owners for n in ast.walk(function))
-    return not bare and not any(
-        isinstance(node, ast.Attribute) and node.attr in _LOOK_INSIDE for node in ast.walk(function)
-    )
+def _reached(module: nn.Module) -> Iterator[ast.FunctionDef]:
+    """The methods that users wrote and that `forward` leads to, by any class that the module has."""
+    waiting, seen = ["forward"], {"forward"}
+    while waiting:
+        name = waiting.pop()
+        for base in type(module).__mro__:
+            if name not in vars(base) or base.__module__.startswith("torch."):
+                continue
+            function = _function(vars(base)[name])
+            if function is None:
+                continue
+            yield function
+            attributes = {node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute)}
+            waiting += attributes - seen - module._modules.keys()
+            seen |= attributes
+
+
+def _function(member: Any) -> ast.FunctionDef | None:
+    """The source of a method or a property; None for what is neither."""
+    member = getattr(member, "fget", getattr(member, "__func__", member))
+    if not inspect.isfunction(member):
+        return None
+    tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(member))))
+    if not isinstance(tree.body[0], ast.FunctionDef):
+        raise _Unclear
+    return tree.body[0]
 
 
 def _own_name(function: ast.FunctionDef) -> str:
     """What it calls `self`."""
-    return function.args.args[0].arg if function.args.args else "self"
+    return function.args.args[0].arg if function.args.args else ""
 
 
-def _uses(function: ast.FunctionDef) -> Iterator[tuple[str, bool]]:
-    """Each use of an attribute of `self`, and whether it is only a call; items carry `_ITEMS`."""
-    called = {id(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
-    loops = dict(_loops(function, called))
+def _need_plain(function: ast.FunctionDef) -> None:
+    """Raise unless the function uses `self` for nothing but attributes, and none that reaches inside."""
     own = _own_name(function)
+    owners = {id(node.value) for node in ast.walk(function) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name) and node.id == own and id(node) not in owners:
+            raise _Unclear
+        if isinstance(node, ast.Attribute) and node.attr in _LOOK_INSIDE:
+            raise _Unclear
+
+
+def _uses(function: ast.FunctionDef, module: nn.Module) -> Iterator[tuple[str, bool]]:
+    """Each use of an attribute of `self`, and whether it leaves a module whole; items carry `_ITEMS`."""
+    own = _own_name(function)
+    called = {id(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
+    harmless = called | {id(node) for node in _looked_at(function, module)}
+    loops = dict(_loops(function, called))
     for node in ast.walk(function):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == own:
             if id(node) in loops:
                 yield node.attr + _ITEMS, loops[id(node)]
             else:
-                yield node.attr, id(node) in called
+                yield node.attr, id(node) in harmless
+
+
+def _looked_at(function: ast.FunctionDef, module: nn.Module) -> Iterator[ast.expr]:
+    """What is only compared with None, or asked for a plain value."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Compare) and all(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
+            yield node.left
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
+            child = module._modules.get(node.value.attr)
+            if isinstance(getattr(child, node.attr, nn), _PLAIN):
+                yield node.value
 
 
 def _loops(function: ast.FunctionDef, called: set[int]) -> Iterator[tuple[int, bool]]:

@@ -264,11 +264,12 @@ class Builder:
         self._state(value, dtype)
         return value
 
-    def opaque(self) -> ir.Value:
+    def opaque(self, dims: Dims | None = None) -> ir.Value:
+        """The call as a node that no affine passes."""
         sources = [self.shadow.values[n] for n in self.node.all_input_nodes]
         node = ir.Node(OPAQUE, _called(self.node), sources, num_outputs=1, name=self.called)
         self._append(node)
-        node.outputs[0].name = self.node.name
+        self._describe(node.outputs[0], dims)
         if self.node.op == "output":
             self._graph.outputs.append(node.outputs[0])
         return node.outputs[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -121,8 +122,11 @@ def _linear(b: Builder, a: Arguments) -> ir.Value:
 
 
 def _matmul(b: Builder, a: Arguments) -> ir.Value:
-    x, weight = b.data(a["input"]), _stored(a["other"])
+    x, weight = b.data(a["input"]), a["other"]
     dims = b.dims(x)
+    if not isinstance(weight, Stored):
+        others = b.need_dims(b.data(weight))
+        return b.opaque((*b.need_dims(x)[:-1], others[-1]) if len(others) > 1 else None)
     if weight.tensor.ndim != 2:
         raise Unknown
     out = None if dims is None else (*dims[:-1], int(weight.tensor.shape[1]))
@@ -210,6 +214,11 @@ def _prelu(b: Builder, a: Arguments) -> ir.Value:
     dims = b.need_dims(x)
     numbers = slope.tensor.reshape(-1, *(1,) * (len(dims) - 2)).to(torch.float64).cpu().numpy()
     return b.emit("PRelu", [x, b.number(numbers, numbers.dtype)], dims)
+
+
+def _same(b: Builder, a: Arguments) -> ir.Value:
+    """What no affine passes, but keeps the shape."""
+    return b.opaque(b.dims(b.data(a["input"])))
 
 
 def _identity(b: Builder, a: Arguments) -> ir.Value:
@@ -402,59 +411,86 @@ def _padded(b: Builder, x: ir.Value, pads: list[int], mode: str, k: int) -> ir.V
 def _flatten(b: Builder, a: Arguments) -> ir.Value:
     x = b.data(a["input"])
     dims = b.need_dims(x)
-    rank = len(dims)
-    start, end = a.get("start_dim", 0) % rank, a.get("end_dim", -1) % rank
-    return _joined(b, x, dims, start, end)
-
-
-def _joined(b: Builder, x: ir.Value, dims: Dims, start: int, end: int) -> ir.Value:
-    """Axes from start to end, both included, as one.
-
-    How many there are of each channel follows from what the reader takes, whatever the sizes may be.
-    """
-    rank = len(dims)
-    width = b.width_after() if start == 1 and end == rank - 1 else None
-    if start == 1 and end == rank - 1 and rank > 2 and width and isinstance(dims[1], int):
-        x = b.emit("Reshape", [x, b.number([0, dims[1], -1])], (dims[0], dims[1], width // dims[1]))
-        return b.emit("Reshape", [x, b.number([0, -1])], (dims[0], width))
-    return b.emit(
-        "Reshape",
-        [x, b.number([*(0,) * start, -1, *(d if isinstance(d, int) else 0 for d in dims[end + 1 :])])],
-        (*dims[:start], *b.free(1), *dims[end + 1 :]),
-    )
+    start, end = a.get("start_dim", 0) % len(dims), a.get("end_dim", -1) % len(dims)
+    joined = _rest(b, dims[start : end + 1], ())
+    return _reshaped(b, x, (*dims[:start], joined, *dims[end + 1 :]))
 
 
 def _reshape(b: Builder, a: Arguments) -> ir.Value:
-    """Only what keeps the first axis, or the first few, and makes one of the rest."""
     x = b.data(a["input"])
-    dims = b.need_dims(x)
-    shape = list(a["shape"])
-    kept = len(shape) - 1
-    if shape[-1] != -1 or not 0 < kept < len(dims):
-        raise Unknown
-    for axis, size in enumerate(shape[:-1]):
-        if size != dims[axis] and not _is_size(size, a["input"], axis):
-            raise Unknown
-    return _joined(b, x, dims, kept, len(dims) - 1)
+    wanted = [_size(b, size) for size in a["shape"]]
+    if _ANY in wanted:
+        k = wanted.index(_ANY)
+        wanted[k] = _rest(b, b.dims(x), (*wanted[:k], *wanted[k + 1 :]))
+    return _reshaped(b, x, tuple(wanted))
 
 
 def _reshape_as(b: Builder, a: Arguments) -> ir.Value:
-    x, other = b.data(a["input"]), b.data(a["other"])
-    dims = b.need_dims(other)
-    return b.emit("Reshape", [x, b.emit("Shape", [other], (len(dims),))], dims)
+    return _reshaped(b, b.data(a["input"]), b.need_dims(b.data(a["other"])))
 
 
-def _is_size(argument: Any, of: fx.Node, axis: int) -> bool:
-    """Whether an argument is the size of an axis of the very data."""
+_ANY = -1
+
+
+def _size(b: Builder, argument: Any) -> int | str:
+    """A size that a call is given: a number, or what stands for it."""
+    if isinstance(argument, int):
+        return argument
     if not isinstance(argument, fx.Node):
-        return False
-    if argument.op == "call_method" and argument.target == "size":
-        return tuple(argument.args) == (of, axis)
-    whole = argument.args[0] if argument.args else None
-    if argument.target is not operator.getitem or argument.args[1] != axis or not isinstance(whole, fx.Node):
-        return False
-    read = tuple(whole.args)
-    return (whole.target is getattr and read == (of, "shape")) or (whole.target == "size" and read == (of,))
+        raise Unknown
+    found = _axis_of(argument)
+    dims = None if found is None else b.dims(b.data(found[0]))
+    return str(argument.name) if found is None or dims is None else dims[found[1]]
+
+
+def _axis_of(size: fx.Node) -> tuple[fx.Node, int] | None:
+    """The data, and the axis of them, that a node is the size of."""
+    if size.target == "size" and len(size.args) == 2:
+        return size.args[0], size.args[1]
+    whole = size.args[0] if size.target is operator.getitem else None
+    if not isinstance(whole, fx.Node) or not isinstance(size.args[1], int):
+        return None
+    if (whole.target is getattr and whole.args[1] == "shape") or (
+        whole.target == "size" and len(whole.args) == 1
+    ):
+        return whole.args[0], size.args[1]
+    return None
+
+
+def _rest(b: Builder, dims: Sequence[int | str] | None, taken: Sequence[int | str]) -> int | str:
+    """How many elements of each index of the axes taken there are."""
+    if dims is None:
+        return b.free(1)[0]
+    left, divisor = list(dims), 1
+    for size in taken:
+        if size in left:
+            left.remove(size)
+        elif isinstance(size, int):
+            divisor *= size
+        else:
+            return b.free(1)[0]
+    symbols = [d for d in left if isinstance(d, str)]
+    number = prod(d for d in left if isinstance(d, int))
+    if symbols and (len(symbols) > 1 or number != divisor):
+        return b.free(1)[0]
+    return symbols[0] if symbols else number // divisor
+
+
+def _reshaped(b: Builder, x: ir.Value, out: Dims) -> ir.Value:
+    """A Reshape.
+
+    Where all axes behind the channels become one with them, how many positions there are of each channel
+    follows from what the reader takes, whatever the sizes may be.
+    """
+    dims = b.dims(x)
+    shape = b.emit("Shape", [x], (len(out),))
+    if dims is None or len(out) != 2 or len(dims) < 3 or out[0] != dims[0] or not isinstance(dims[1], int):
+        return b.emit("Reshape", [x, shape], out)
+    width = out[1] if isinstance(out[1], int) else b.width_after()
+    if width is None:
+        return b.emit("Reshape", [x, shape], out)
+    x = b.emit("Reshape", [x, shape], (dims[0], dims[1], width // dims[1]))
+    return b.emit("Reshape", [x, shape], (dims[0], width))
 
 
 def _permute(b: Builder, a: Arguments) -> ir.Value:
@@ -674,6 +710,7 @@ _HANDLERS: dict[str, Callable[[Builder, Arguments], ir.Value]] = {
     "relu": _relu,
     "reshape": _reshape,
     "reshape_as": _reshape_as,
+    "same": _same,
     "shape": _shape,
     "split": _split,
     "squeeze": _squeeze,
