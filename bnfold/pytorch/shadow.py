@@ -27,6 +27,7 @@ _OPSET = 21
 _TAKES_ANY_WIDTH = frozenset({"dropout", "identity", "relu", "leaky_relu"})
 _FIXES_WIDTH = {"linear": "weight", "batch_norm": "running_mean"}
 Dims = tuple[int | str, ...]
+Arguments = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,19 @@ class Shadow:
 
 class Unknown(Exception):
     """A call has no counterpart in ONNX, or none that is known to be one."""
+
+
+def need_stored(argument: Any) -> Stored:
+    """A constant of the module, or `Unknown`."""
+    if not isinstance(argument, Stored):
+        raise Unknown
+    return argument
+
+
+def per_axis(numbers: Any, k: int) -> list[Any]:
+    """One entry for each of k axes, of which a single number is the same for all."""
+    given = list(numbers) if isinstance(numbers, list | tuple) else [numbers]
+    return given * k if len(given) == 1 else given
 
 
 class Builder:
