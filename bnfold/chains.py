@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,22 @@ def _cast(view: NodeView, x: Array) -> Array:
     if target.bitwidth < 16 and target.is_floating_point():
         raise TypeError(f"whether {target.name} saturates is up to the runtime")
     return x.astype(target.numpy())
+
+
+def _clip(view: NodeView, x: Array, low: Array | None = None, high: Array | None = None) -> Array:
+    """Bounds are attributes up to opset 10; a lower bound above the upper one gives the upper one."""
+    if view.opset < 11:
+        low, high = (np.asarray(view.real(n, b), x.dtype) for n, b in (("min", -np.inf), ("max", np.inf)))
+    x = x if low is None else np.maximum(x, low)
+    return x if high is None else np.minimum(x, high)
+
+
+def _extreme(f: Callable[[Array, Array], Array]) -> Callable[..., Array]:
+    def apply(view: NodeView, *parts: Array) -> Array:
+        _need_room(np.broadcast_shapes(*(p.shape for p in parts)))
+        return reduce(f, parts)
+
+    return apply
 
 
 def _constant(view: NodeView) -> Array:
@@ -194,6 +211,7 @@ EVALUATE: dict[str, Callable[..., Array]] = {
     "Add": _arithmetic(lambda a, b: a + b),
     "Cast": _cast,
     "CastLike": lambda view, x, like: x.astype(like.dtype),
+    "Clip": _clip,
     "Concat": _concat,
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
@@ -203,10 +221,13 @@ EVALUATE: dict[str, Callable[..., Array]] = {
     "Flatten": _flatten,
     "Gather": _gather,
     "Identity": lambda view, x: x,
+    "Max": _extreme(np.maximum),
+    "Min": _extreme(np.minimum),
     "Mul": _arithmetic(lambda a, b: a * b),
     "Neg": lambda view, x: -x,
     "Pow": _arithmetic(lambda a, b: a**b),
     "Reciprocal": lambda view, x: (1 / x).astype(x.dtype),
+    "Relu": lambda view, x: np.maximum(x, np.zeros((), x.dtype)),
     "Reshape": _reshape,
     "Shape": lambda view, x: np.asarray(
         x.shape[slice(view.integer("start", 0), view.integer("end", len(x.shape)))], np.int64

@@ -95,7 +95,8 @@ GRAPHS: dict[Reason, onnx.ModelProto] = {
 
 
 def test_every_reason_has_a_graph() -> None:
-    assert set(GRAPHS) == set(Reason)
+    in_pytorch = {R.UNTRACED, R.IN_CODE, R.MUTATED}  # only code has them: tests/test_pytorch_fold.py
+    assert set(GRAPHS) | in_pytorch == set(Reason)
 
 
 @pytest.mark.parametrize(("reason", "before"), GRAPHS.items(), ids=[r.name for r in GRAPHS])
