@@ -546,7 +546,9 @@ class TestStays:
             y += 100.0  # norm has read it before
             return z * y
 
-        check(Calls(forward, conv=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4)), data(*IMAGE), left=1)
+        module = Calls(forward, conv=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4))
+        _, report = check(module, data(*IMAGE), left=1)
+        assert report.decisions[0].reason is Reason.MUTATED
 
     def test_in_place_before_the_norm(self) -> None:
         def forward(m: Any, x: torch.Tensor) -> Any:
