@@ -546,9 +546,7 @@ class TestStays:
             y += 100.0  # norm has read it before
             return z * y
 
-        module = Calls(forward, conv=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4))
-        _, report = check(module, data(*IMAGE), left=1)
-        assert report.decisions[0].reason is Reason.MUTATED
+        check(Calls(forward, conv=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4)), data(*IMAGE), left=1)
 
     def test_in_place_before_the_norm(self) -> None:
         def forward(m: Any, x: torch.Tensor) -> Any:
@@ -556,7 +554,9 @@ class TestStays:
             y += x
             return m.norm(skip)
 
-        check(Calls(forward, conv=nn.Conv2d(3, 3, 1), norm=nn.BatchNorm2d(3)), data(*IMAGE), left=1)
+        module = Calls(forward, conv=nn.Conv2d(3, 3, 1), norm=nn.BatchNorm2d(3))
+        _, report = check(module, data(*IMAGE), left=1)
+        assert report.decisions[0].reason is Reason.MUTATED
 
     def test_an_input_is_not_changed_in_place_for_want_of_the_norm(self) -> None:
         norm = nn.BatchNorm2d(3)
@@ -718,3 +718,47 @@ class TestNeedEqual:
         )
         _, report = fold_module(trained(module), data(*IMAGE))
         assert report.after.batchnorms == 0
+
+
+class Dynamic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.second, self.last = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.third, self.kept = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if x.mean() > 0:
+            x = F.relu(self.norm(self.conv(x)))
+        x = self.second(x)
+        x = self.last(x)
+        y = self.third(x)
+        x = self.kept(y)
+        return x, y
+
+
+class TestRuns:
+    """Parts that untraceable code calls one on the result of the other."""
+
+    @pytest.mark.parametrize("inplace", [False, True])
+    def test_what_nobody_else_sees_folds(self, inplace: bool) -> None:
+        module = trained(Dynamic())
+        original = copied(module)
+        folded, report = fold_module(module, data(*IMAGE), inplace=inplace)
+        assert (folded is module) is inplace
+        assert {d.nodes[0]: d.into for d in report.decisions if d.outcome is Outcome.PULLED} == {
+            "norm": ("conv",),
+            "last": ("second",),
+        }
+        assert [d.nodes[0] for d in report.kept] == ["kept"]
+        for seed in range(6):
+            for ours, theirs in zip(
+                original(data(*IMAGE, seed=seed)), folded(data(*IMAGE, seed=seed)), strict=True
+            ):
+                torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)  # float32, before and after
+
+    def test_a_part_that_is_registered_elsewhere_as_well(self) -> None:
+        module = trained(Dynamic())
+        module.other = nn.ModuleList([module.conv])
+        _, report = fold_module(module, data(*IMAGE))
+        assert {d.nodes[0] for d in report.kept} == {"norm", "kept"}

@@ -7,8 +7,9 @@ and what has changed is done to the module.
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from .aliases import Aliases
 from .calls import Call, Unsteady, read
 from .copies import copied
 from .equal import need_equal, split_arguments
-from .reach import only_called
+from .reach import is_apart, only_called, runs
 from .shadow import Shadow
 from .surgery import Edits, Inexpressible, Term, operate, operations, read_off, rewrite, substitute
 from .trace import Traced, Untraceable, trace
@@ -73,9 +74,29 @@ def fold_module(
             need_equal(module, folder.root, example_inputs)
     if not inplace:
         return folder.root, folder.report()
-    for path, left, edits in folder.done:
-        operate(module.get_submodule(path), left, edits)
+    for piece, left, edits in folder.done:
+        operate(module, piece.of(module), left, edits)
     return module, folder.report()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a module that is folded by itself.
+
+    Attributes:
+        path: Where it is.
+        names: Of modules there that are called one on the result of the other; empty for the whole.
+    """
+
+    path: str
+    names: tuple[str, ...] = ()
+
+    def of(self, root: nn.Module) -> nn.Module:
+        """The piece of a module."""
+        whole = root.get_submodule(self.path)
+        if not self.names:
+            return whole
+        return nn.Sequential(OrderedDict((name, whole.get_submodule(name)) for name in self.names))
 
 
 class _Folder:
@@ -83,12 +104,12 @@ class _Folder:
 
     Attributes:
         root: The module, as far as it is folded.
-        done: What was done to each piece that has kept its code, by path.
+        done: What was done to each piece that has kept its code.
     """
 
     def __init__(self, root: nn.Module, *, may_rewrite: bool) -> None:
         self.root = root
-        self.done: list[tuple[str, Operations, Edits]] = []
+        self.done: list[tuple[Piece, Operations, Edits]] = []
         self._may_rewrite = may_rewrite
         self._batchnorms = {path: m for path, m in root.named_modules() if isinstance(m, _BatchNorm)}
         self._reports: list[FoldReport] = []
@@ -107,24 +128,36 @@ class _Folder:
                 )
         except Untraceable as error:
             self._untraced[path] = str(error)
-            for inner in only_called(piece):
-                if not _is_torchs_own(piece.get_submodule(inner)):
-                    self.fold(_joined(path, inner), None)
+            self._fold_parts(path, piece)
             return
         self._fold_inside(path, traced)
-        self._fold_traced(path, traced, given or {}, rewritable)
+        self._fold_traced(Piece(path), traced, given or {}, rewritable)
+
+    def _fold_parts(self, path: str, piece: nn.Module) -> None:
+        """What the code of a module that cannot be traced leaves whole."""
+        parts = only_called(piece)
+        for inner in parts:
+            part = piece.get_submodule(inner)
+            if not _is_torchs_own(part) and is_apart(self.root, part):
+                self.fold(_joined(path, inner), None)
+        for names in runs(piece):
+            if all(is_apart(self.root, piece.get_submodule(name)) for name in names):
+                run = Piece(path, names)
+                self._fold_traced(run, trace(run.of(self.root)), {}, False)
 
     def _fold_inside(self, path: str, traced: Traced) -> None:
         """What the graph goes around, each by itself."""
         read_directly = [n.target for n in traced.graph.find_nodes(op="get_attr")]
         for leaf, why in traced.opaque.items():
             module = traced.root.get_submodule(leaf)
-            if _is_torchs_own(module) or any(target.startswith(f"{leaf}.") for target in read_directly):
+            taken_apart = any(target.startswith(f"{leaf}.") for target in read_directly)
+            if _is_torchs_own(module) or taken_apart or not is_apart(self.root, module):
                 self._untraced[_joined(path, leaf)] = why
             else:
                 self.fold(_joined(path, leaf), None)
 
-    def _fold_traced(self, path: str, traced: Traced, given: Mapping[str, Any], rewritable: bool) -> None:
+    def _fold_traced(self, piece: Piece, traced: Traced, given: Mapping[str, Any], rewritable: bool) -> None:
+        path = piece.path
         self._seen |= {_joined(path, target) for target in _touched(traced)}
         calls = {node: _read(traced, node) for node in traced.graph.nodes}
         aliases = Aliases(traced, calls)
@@ -136,7 +169,7 @@ class _Folder:
                 if report.modified:
                     edits = read_off(shadow)
                     _need_own_numbers(aliases, edits)
-                    self._write(path, traced, edits, rewritable)
+                    self._write(piece, traced, edits, rewritable)
                 break
             except Inexpressible as error:
                 new = {n: Declined(Reason.IN_CODE, f"{n.name!r}: {error}") for n in error.nodes}
@@ -144,7 +177,7 @@ class _Folder:
                 barred = new | barred
         self._reports.append(_completed(report, shadow, path, bool(given)))
 
-    def _write(self, path: str, traced: Traced, edits: Edits, rewritable: bool) -> None:
+    def _write(self, piece: Piece, traced: Traced, edits: Edits, rewritable: bool) -> None:
         try:
             if traced.fixed:  # the code does something else for other arguments
                 raise Inexpressible((), "it has optional arguments")
@@ -153,13 +186,13 @@ class _Folder:
             if not rewritable:
                 raise
             new = rewrite(traced, edits)
-            if path:
+            if piece.path:
                 substitute(self.root, traced.root, new)
             else:
                 self.root = new
         else:
-            operate(traced.root, found, edits)
-            self.done.append((path, found, edits))
+            operate(self.root, traced.root, found, edits)
+            self.done.append((piece, found, edits))
 
     def report(self) -> FoldReport:
         """What became of everything."""

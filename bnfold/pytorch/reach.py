@@ -11,6 +11,7 @@ import inspect
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -54,7 +55,6 @@ def only_called(module: nn.Module) -> list[str]:
                 uses.setdefault(name, []).append(fine)
     except (_Unclear, OSError, SyntaxError, TypeError):
         return []
-    held = Counter(id(child) for owner in module.modules() for child in owner._modules.values())
     found = []
     for name, fine in uses.items():
         stem = name.removesuffix(_ITEMS)
@@ -62,9 +62,41 @@ def only_called(module: nn.Module) -> list[str]:
         if child is None or not all(fine) or (stem in uses and stem + _ITEMS in uses):
             continue
         parts = {stem: child} if name == stem else {f"{stem}.{key}": m for key, m in child._modules.items()}
-        if all(part is not None and held[id(part)] == 1 for part in parts.values()):
-            found += parts
+        found += [path for path, part in parts.items() if part is not None]
     return found
+
+
+def runs(module: nn.Module) -> list[tuple[str, ...]]:
+    """Names of modules that the code of `forward` calls once each, one directly on the result of another.
+
+    As in `self.norm(self.conv(x))`, or `x = self.conv(x)` and then `x = self.norm(x)`.
+    """
+    try:
+        functions = list(_reached(module))
+        for function in functions:
+            _need_plain(function)
+    except (_Unclear, OSError, SyntaxError, TypeError):
+        return []
+    used = Counter(name for function in functions for name, _ in _uses(function, module))
+    after: dict[str, str] = {}
+    for function in functions:
+        after |= dict(_handed_on(function))
+    once = {name for name, count in used.items() if count == 1 and module._modules.get(name) is not None}
+    after = {name: following for name, following in after.items() if {name, following} <= once}
+    found = []
+    for name in after.keys() - set(after.values()):
+        run = [name]
+        while run[-1] in after:
+            run.append(after[run[-1]])
+        found.append(tuple(run))
+    return sorted(found)
+
+
+def is_apart(root: nn.Module, part: nn.Module) -> bool:
+    """Whether no module inside a part is registered outside of it as well."""
+    everywhere, inside = (Counter(map(id, _registered(m))) for m in (root, part))
+    inside[id(part)] += 1
+    return all(everywhere[own] == count for own, count in inside.items())
 
 
 class _Unclear(Exception):
@@ -86,6 +118,50 @@ def _reached(module: nn.Module) -> Iterator[ast.FunctionDef]:
             attributes = {node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute)}
             waiting += attributes - seen - module._modules.keys()
             seen |= attributes
+
+
+def _registered(module: nn.Module) -> Iterator[nn.Module | None]:
+    return (child for owner in module.modules() for child in owner._modules.values())
+
+
+def _handed_on(function: ast.FunctionDef) -> Iterator[tuple[str, str]]:
+    """Attributes of `self` that are called, and those that are called directly on the result."""
+    own = _own_name(function)
+    for node in ast.walk(function):
+        outer = _called_attribute(node, own)
+        if outer and _called_attribute(node.args[0], own):
+            yield _called_attribute(node.args[0], own), outer
+        for field in ("body", "orelse", "finalbody"):
+            statements = getattr(node, field, [])
+            if isinstance(statements, list):
+                for one, other in pairwise(statements):
+                    first, second = (_assigned(s) for s in (one, other))
+                    # the name has another value afterwards, so nobody else sees the first one
+                    if first and second and first[0] == second[0] == _only_read(second[1]):
+                        inner, outer = _called_attribute(first[1], own), _called_attribute(second[1], own)
+                        if inner and outer:
+                            yield inner, outer
+
+
+def _called_attribute(node: ast.AST, own: str) -> str:
+    """The name in `self.name(one argument)`, or ""."""
+    called = isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords
+    function = node.func if called else None
+    mine = isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name)
+    return function.attr if mine and function.value.id == own else ""
+
+
+def _assigned(statement: ast.stmt) -> tuple[str, ast.expr] | None:
+    """The name and the value of an assignment."""
+    if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
+        return None
+    (target,) = statement.targets
+    return (target.id, statement.value) if isinstance(target, ast.Name) else None
+
+
+def _only_read(call: ast.expr) -> str:
+    argument = call.args[0] if isinstance(call, ast.Call) and len(call.args) == 1 else None
+    return argument.id if isinstance(argument, ast.Name) else ""
 
 
 def _function(member: Any) -> ast.FunctionDef | None:

@@ -219,14 +219,16 @@ def operations(traced: Traced, edits: Edits) -> Mapping[fx.Node, tuple[Term, ...
     return {call: terms for call, terms in left.items() if terms is not None}
 
 
-def operate(root: nn.Module, operations: Mapping[fx.Node, tuple[Term, ...]], edits: Edits) -> None:
-    """Change the modules; the code stays."""
+def operate(
+    root: nn.Module, piece: nn.Module, operations: Mapping[fx.Node, tuple[Term, ...]], edits: Edits
+) -> None:
+    """Change modules of a piece of a module; the code stays."""
     for call, constants in edits.constants.items():
-        module = root.get_submodule(call.target)
+        module = piece.get_submodule(call.target)
         for name, array in constants.items():
             _give(module, name, array)
     for call, terms in operations.items():
-        module = root.get_submodule(call.target)
+        module = piece.get_submodule(call.target)
         substitute(root, module, _what_is_left(module, terms))
 
 
