@@ -6,15 +6,17 @@ The functions are imported when they are first asked for: `bnfold --help` needs 
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from .errors import BnfoldError, InputError, NotEquivalent, OutputError, Undecided
 from .report import (
     BatchNormFacts,
     Counts,
     Decision,
+    ExportReport,
     FoldReport,
     InspectReport,
+    ModuleCheck,
     OptimizeReport,
     Outcome,
     Reason,
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from .fold import FoldPass, fold
     from .model import load, save
     from .optimize import inspect, optimize
+    from .pytorch.export import export, inspect_module
+    from .pytorch.fold import fold_module
+    from .pytorch.load import load_torch
     from .verify import verify
 
 __version__ = "0.1.0"
@@ -48,9 +53,15 @@ __all__ = [  # noqa: RUF022  # sorted by use: functions, types, errors
     "optimize",
     "verify",
     "save",
+    "load_torch",
+    "export",
+    "inspect_module",
+    "fold_module",
     "as_dict",
     "FoldPass",
     "OptimizeReport",
+    "ExportReport",
+    "ModuleCheck",
     "InspectReport",
     "FoldReport",
     "Decision",
@@ -84,7 +95,21 @@ _HOMES = {  # of what is imported late
     "verify": "verify",
     "save": "model",
     "FoldPass": "fold",
+    "load_torch": "pytorch.load",
+    "export": "pytorch.export",
+    "inspect_module": "pytorch.export",
+    "fold_module": "pytorch.fold",
 }
+
+
+class _Unavailable:
+    """A function whose requirements are not installed."""
+
+    def __init__(self, error: InputError) -> None:
+        self._error = error
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        raise self._error
 
 
 class _Package(ModuleType):
@@ -98,7 +123,10 @@ class _Package(ModuleType):
     def __getattr__(self, name: str) -> object:
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value: object = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        try:
+            value: object = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        except InputError as error:  # without PyTorch, what needs it may be named, but not called
+            return _Unavailable(error)
         setattr(self, name, value)
         return value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 import os
 import platform
@@ -13,14 +14,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
 import bnfold
 
+from .kinds import is_torch
 from .later import postpone
 
 if TYPE_CHECKING:
@@ -58,6 +61,8 @@ class _Program(click.Group):
                 from .render import as_json
 
                 _print(as_json(report))
+            if "-vv" in arguments and error.__cause__ is not None:
+                traceback.print_exc()
             code = _complain(str(error), error.exit_code)
         except OSError as error:
             code = _complain(f"{error.filename or 'a stream'}: {error.strerror or error}", 2)
@@ -126,8 +131,81 @@ class _Size(click.ParamType[tuple[str, int]]):
         return name, int(size)
 
 
+class _Arguments(click.ParamType[Any]):
+    """JSON: an object of named arguments, or a list of positional ones."""
+
+    name = "JSON"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            arguments = json.loads(value)
+        except ValueError as error:
+            self.fail(f"'{value}' is no JSON: {error}", param, ctx)
+        if not isinstance(arguments, dict | list):
+            self.fail(f"'{value}' is neither an object nor a list", param, ctx)
+        return arguments
+
+
 def _source(command: Command) -> Command:
-    return click.argument("source", metavar="MODEL", type=click.Path(allow_dash=True))(command)
+    return click.argument("source", metavar="[MODEL]", required=False, type=click.Path(allow_dash=True))(
+        command
+    )
+
+
+# How PyTorch models are opened: parameter of `bnfold.load_torch`, or of what follows it, and option.
+_LOADING = {
+    "factory": "--model",
+    "arguments": "--model-args",
+    "state_key": "--state-key",
+    "pythonpath": "--pythonpath",
+    "torchscript": "--torchscript",
+    "unsafe_pickle": "--unsafe-pickle",
+}
+_EXPORTING = {"inputs": "--input", "opset": "--opset"}
+_OF_ONNX = {"freeze_initializers": "--freeze-initializers", "inline_functions": "--inline-functions"}
+
+
+def _torch(command: Command) -> Command:
+    """The options of everything that takes PyTorch models."""
+    for option in (
+        click.option("--unsafe-pickle", is_flag=True, help="Load pickled modules, which can run any code."),
+        click.option("--torchscript", is_flag=True, help="Load TorchScript."),
+        click.option(
+            "--pythonpath", multiple=True, metavar="DIR", help="Where --model's package is; repeatable."
+        ),
+        click.option("--state-key", metavar="KEY", help="Where the state dict is in a checkpoint: a.b.c."),
+        click.option(
+            "--model-args", "arguments", type=_Arguments(), help="What the --model function is called with."
+        ),
+        click.option(
+            "--model",
+            "factory",
+            metavar="PKG.MOD:NAME",
+            help="A function that makes the module, whose weights are in MODEL; or its own, without MODEL.",
+        ),
+        click.option("--opset", type=int, help="Version of the ONNX operators that PyTorch shall write."),
+        click.option(
+            "--input",
+            "inputs",
+            multiple=True,
+            metavar="NAME:DTYPE[SIZE,...]",
+            help="What a PyTorch module is called with: x:float32[N,3,224,224]; N is free. Repeatable.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _writing(command: Command) -> Command:
+    """The options of what writes a model."""
+    for option in (
+        click.option("-q", "--quiet", is_flag=True, help="No report."),
+        click.option("--no-verify", "verify", flag_value="none", help="The same as --verify none."),
+        click.option("--dry-run", is_flag=True, help="Do everything, but write nothing."),
+        click.option("--force", is_flag=True, help="Replace a file that is there."),
+    ):
+        command = option(command)
+    return command
 
 
 def _how(command: Command) -> Command:
@@ -176,8 +254,6 @@ def main(ctx: click.Context) -> None:
     type=click.Path(allow_dash=True),
     help="Where the result goes.  [default: beside MODEL, as NAME.folded.onnx]",
 )
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
-@click.option("--dry-run", is_flag=True, help="Fold and verify, but write nothing.")
 @click.option(
     "--verify",
     type=click.Choice(["full", "fast", "none"]),
@@ -186,54 +262,107 @@ def main(ctx: click.Context) -> None:
     help="Compare with the original in float64 and recompute all folded constants (fast), and run both in "
     "onnxruntime (full).",
 )
-@click.option("--no-verify", "verify", flag_value="none", help="The same as --verify none.")
-@click.option("-q", "--quiet", is_flag=True, help="No report.")
+@_writing
 @_how
-def optimize(
-    source: str, target: str | None, dry_run: bool, quiet: bool, as_json: bool, verbose: int, **how: Any
-) -> None:
+@_torch
+def optimize(source: str | None, target: str | None, **how: Any) -> None:
     """Fold and verify MODEL, and write the result.
 
-    MODEL and FILE may be "-", the standard input and output.
+    MODEL is an ONNX model, or a PyTorch model as for `export`. MODEL and FILE may be "-", the standard input
+    and output.
     """
-    to_stdout = not dry_run and STREAM in ((source, target) if target is None else (target,))
-    if to_stdout and _is_closed(sys.stdout):
-        raise click.UsageError("the model would go to the standard output, which is closed")
-    if to_stdout and sys.stdout.isatty():
-        raise click.UsageError("the model would go to the terminal; redirect it, or name a file with -o")
+    loading, exporting = _taken(how, _LOADING), _taken(how, _EXPORTING)
+    if _is_torch(source, loading | exporting):
+        _need_none(_taken(how, _OF_ONNX), _OF_ONNX)
+        _export(source, loading, target or _beside(source, loading, ".folded.onnx"), **how, **exporting)
+        return
+    assert source is not None
+    to_stdout = _goes_to_stdout(how["dry_run"], *((source, target) if target is None else (target,)))
+    reporting = _taken(how, ("quiet", "as_json", "verbose"))
     with _interrupts_later():
+        postpone("sympy")
         work = bnfold.optimize
     with _progress("Verifying") as progress:
-        report = work(source, target, dry_run=dry_run, progress=progress, **how)
-    if as_json:
-        from .render import as_json as render
+        report = work(source, target, progress=progress, **how)
 
-        _print(render(report), err=to_stdout)
-    elif not quiet:
+    def text() -> str:
         from .render.text import optimized
 
-        _print(optimized(report, _page(verbose, err=to_stdout)), err=to_stdout)
+        return optimized(report, _page(reporting["verbose"], err=to_stdout))
+
+    _report(report, text, to_stdout, reporting)
 
 
 @main.command()
 @_source
 @_how
-def inspect(source: str, as_json: bool, verbose: int, **how: Any) -> None:
+@_torch
+def inspect(source: str | None, as_json: bool, verbose: int, **how: Any) -> None:
     """Show which BatchNormalizations would fold.
 
-    Also what is stored in each, and why those that stay do. Nothing is written.
+    Also what is stored in each, and why those that stay do. Nothing is written. MODEL is an ONNX model, or a
+    PyTorch model as for `export`.
     """
-    with _interrupts_later():
-        work = bnfold.inspect
-    report = work(source, **how)
-    if as_json:
-        from .render import as_json as render
-
-        _print(render(report))
+    loading, exporting = _taken(how, _LOADING), _taken(how, _EXPORTING)
+    if _is_torch(source, loading | exporting):
+        _need_none(_taken(how, _OF_ONNX), _OF_ONNX)
+        loaded = _load(source, loading)
+        report = bnfold.inspect_module(loaded, only=how["only"], **exporting)
     else:
+        assert source is not None
+        with _interrupts_later():
+            postpone("sympy")
+            work = bnfold.inspect
+        report = work(source, **how)
+
+    def text() -> str:
         from .render.text import inspected
 
-        _print(inspected(report, _page(verbose)))
+        return inspected(report, _page(verbose))
+
+    _report(report, text, False, {"as_json": as_json, "quiet": False})
+
+
+@main.command()
+@_source
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    metavar="FILE",
+    type=click.Path(allow_dash=True),
+    help="Where the result goes.  [default: beside MODEL, as NAME.onnx]",
+)
+@click.option("--no-fold", "fold", flag_value=False, default=True, help="Export only.")
+@click.option(
+    "--verify",
+    type=click.Choice(["full", "fast", "none"]),
+    default="full",
+    show_default=True,
+    help="Compare with the module in PyTorch and with the unfolded export in float64 (fast), and in "
+    "onnxruntime (full).",
+)
+@_writing
+@click.option("-v", "--verbose", count=True, help="Report every decision; -vv: tracebacks as well.")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+@click.option(
+    "--only",
+    type=click.Choice(["batchnorm"]),
+    help="Fold no multiplication or addition that does not belong to a BatchNormalization.",
+)
+@_torch
+def export(source: str | None, target: str | None, **how: Any) -> None:
+    """Export the PyTorch model MODEL to ONNX, fold and verify it.
+
+    MODEL is an exported program (.pt2), or the weights (.safetensors, .pt, .pth) of what --model makes, or
+    TorchScript. It is exported in evaluation mode.
+    """
+    loading = _taken(how, _LOADING)
+    if source is None and loading["factory"] is None:
+        raise click.UsageError("Missing argument 'MODEL'")
+    if source is not None and source.endswith(".onnx"):
+        raise click.UsageError(f"{source} is an ONNX model already; `bnfold optimize` takes those")
+    _export(source, loading, target or _beside(source, loading, ".onnx"), **how)
 
 
 @main.command()
@@ -295,6 +424,7 @@ def verify(
     Both are run in float64 and compared at every tensor that they name alike; then in onnxruntime.
     """
     with _interrupts_later():
+        postpone("sympy")
         work = bnfold.verify
     relative, absolute = dict(rtol), dict(atol)
     limits = {
@@ -333,10 +463,88 @@ def explain(code: str | None) -> None:
     _print(text or reasons(_page()))
 
 
+# PyTorch
+
+
+def _taken(how: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Some of the options, which are then no longer among the others."""
+    return {name: how.pop(name) for name in names}
+
+
+def _is_torch(source: str | None, options: Mapping[str, Any]) -> bool:
+    """Whether a source is a PyTorch model; if not, it must be one that needs none of these options."""
+    if options["factory"] is not None or (source is not None and is_torch(source)):
+        return True
+    if source is None:
+        raise click.UsageError("Missing argument 'MODEL'")
+    _need_none(options, _LOADING | _EXPORTING, f"is for PyTorch models, and {source} is none")
+    return False
+
+
+def _need_none(options: Mapping[str, Any], flags: Mapping[str, str], why: str = "is for ONNX models") -> None:
+    for name, flag in flags.items():
+        if options.get(name):
+            raise click.UsageError(f"{flag} {why}")
+
+
+def _beside(source: str | None, loading: Mapping[str, Any], suffix: str) -> str:
+    """The default target: beside the source, or here, called as the function that makes the module."""
+    if source is None:
+        function = str(loading["factory"]).rpartition(":")[2]
+        return f"{function.replace('.', '_')}{suffix}"
+    return str(Path(source).with_name(f"{Path(source).stem}{suffix}"))
+
+
+def _load(source: str | None, loading: Mapping[str, Any]) -> Any:
+    with _interrupts_later():  # torch is imported here
+        load = bnfold.load_torch
+    with redirect_stdout(sys.stderr):  # what a user's function prints is no data
+        return load(source, **loading)
+
+
+def _export(source: str | None, loading: Mapping[str, Any], target: str, **how: Any) -> None:
+    reporting = _taken(how, ("quiet", "as_json", "verbose"))
+    to_stdout = _goes_to_stdout(how["dry_run"], target)
+    if not (to_stdout or how["dry_run"] or how["force"]) and os.path.lexists(target):
+        raise bnfold.OutputError(f"{target}: exists already; choose another name, or pass --force")
+    loaded = _load(source, loading)
+    with _progress("Exporting") as progress:
+        report = bnfold.export(loaded, target, progress=progress, **how)
+
+    def text() -> str:
+        from .render.text import exported
+
+        return exported(report, _page(reporting["verbose"], err=to_stdout))
+
+    _report(report, text, to_stdout, reporting)
+
+
+# Streams
+
+
+def _goes_to_stdout(dry_run: bool, *names: str) -> bool:
+    """Whether the model does, which must then be neither closed nor a terminal."""
+    to_stdout = not dry_run and STREAM in names
+    if to_stdout and _is_closed(sys.stdout):
+        raise click.UsageError("the model would go to the standard output, which is closed")
+    if to_stdout and sys.stdout.isatty():
+        raise click.UsageError("the model would go to the terminal; redirect it, or name a file with -o")
+    return to_stdout
+
+
+def _report(report: Any, text: Callable[[], str], to_stdout: bool, reporting: Mapping[str, Any]) -> None:
+    """Print a report, as it was asked for, beside a model that may go to the standard output."""
+    if reporting["as_json"]:
+        from .render import as_json as render
+
+        _print(render(report), err=to_stdout)
+    elif not reporting["quiet"]:
+        _print(text(), err=to_stdout)
+
+
 @contextmanager
 def _interrupts_later() -> Iterator[None]:
     """Native modules abort when Ctrl-C hits them while they are being imported, so there it has to wait."""
-    postpone("sympy")
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -29,6 +29,7 @@ from .fold import fold, inline
 from .model import is_trainable, load, rest, stage, to_bytes
 from .report import (
     BatchNormFacts,
+    Counts,
     Decision,
     Declined,
     FoldReport,
@@ -39,6 +40,8 @@ from .verification import Verdict, VerifyReport
 from .verify import verify as compare
 
 STREAM = "-"
+
+_NOTHING = FoldReport((), Counts(0, 0, 0), Counts(0, 0, 0), modified=False)
 
 
 def optimize(
@@ -80,33 +83,85 @@ def optimize(
         Undecided: They could not be compared. Nothing was written.
     """
     origin = os.fspath(source)
-    goal = _beside(origin) if target is None else os.fspath(target)
-    with _collector_off(), _scratch() as scratch:
+    return deliver(
+        origin,
+        _beside(origin) if target is None else os.fspath(target),
+        called=origin,
+        force=force,
+        dry_run=dry_run,
+        only=only,
+        verify=verify,
+        freeze_initializers=freeze_initializers,
+        inline_functions=inline_functions,
+        progress=progress,
+    )
+
+
+def deliver(
+    origin: str,
+    goal: str,
+    *,
+    called: str,
+    force: bool,
+    dry_run: bool,
+    only: str | None,
+    verify: Literal["full", "fast", "none"],
+    freeze_initializers: bool = False,
+    inline_functions: bool = False,
+    folds: bool = True,
+    witness: Callable[[Path, OptimizeReport], None] | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> OptimizeReport:
+    """What `optimize` does, for a model that may have been made from something else.
+
+    Args:
+        origin: The file of the model.
+        goal: Where the result goes.
+        called: What the user calls what the model was made from.
+        folds: Whether anything is folded.
+        witness: Called with a file of the result, and what was found until then, before the result counts;
+            raises if it must not.
+        force, dry_run, only, verify, freeze_initializers, inline_functions, progress: As for `optimize`.
+
+    Raises:
+        BnfoldError: As `optimize`, and what `witness` raises.
+    """
+    with _collector_off(), scratch() as folder:
         content = _streamed(origin)
         model = load(origin if content is None else io.BytesIO(content))
-        folded = _fold(model, origin, only, freeze_initializers, inline_functions)
+        folded = _NOTHING
+        if folds:
+            folded = _fold(model, called, only, freeze_initializers, inline_functions)
         judge = _Judge(
-            origin, goal, folded, freeze_initializers, inline_functions, verify == "full", progress
+            called, goal, folded, freeze_initializers, inline_functions, verify == "full", progress
         )
         compared = verify != "none" and folded.modified
         original = Path(origin)
         if content is not None and compared:
-            original = _copy(content, scratch / "original.onnx")
+            original = _copy(content, folder / "original.onnx")
+
+        def examine(result: Path) -> VerifyReport | None:
+            found = judge.need_pass(original, result) if compared else None
+            if witness is not None:
+                witness(result, OptimizeReport(called, None, folded, found))
+            return found
+
         verification = None
+        examined = compared or witness is not None
         if goal == STREAM:
             result = to_bytes(model)
-            if compared:
-                verification = judge.need_pass(original, _copy(result, scratch / "result.onnx"))
+            if examined:
+                verification = examine(_copy(result, folder / "result.onnx"))
             if not dry_run:
                 _write_out(result)
-        elif compared or not dry_run:
-            place = scratch / "result.onnx" if dry_run else goal
+        elif examined or not dry_run:
+            place = folder / "result.onnx" if dry_run else goal
             with stage(model, place, force=force) as staged:
-                if compared:
+                if examined:
                     rest(model)  # the comparison reads the files by itself
-                    verification = judge.need_pass(original, Path(staged.path))
+                    verification = examine(Path(staged.path))
                 staged.commit()
-    return OptimizeReport(origin, None if dry_run else goal, folded, verification)
+    return OptimizeReport(called, None if dry_run else goal, folded, verification)
 
 
 def inspect(
@@ -133,9 +188,20 @@ def inspect(
         if inline_functions and model.functions:  # here, so that the names below are those of the decisions
             with _naming(origin):
                 inline(model)
-        found = list(_batchnorms(model))
-        folded = _fold(model, origin, only, freeze_initializers, inline_functions=False)
-    return InspectReport(origin, tuple(_facts(found, folded.decisions)), folded)
+        return look(model, origin, only=only, freeze_initializers=freeze_initializers)
+
+
+def look(
+    model: ir.Model, called: str, *, only: str | None = None, freeze_initializers: bool = False
+) -> InspectReport:
+    """What `inspect` says of a model that is open; it is folded on the way.
+
+    Raises:
+        InputError: It is no valid model.
+    """
+    found = list(_batchnorms(model))
+    folded = _fold(model, called, only, freeze_initializers, inline_functions=False)
+    return InspectReport(called, tuple(_facts(found, folded.decisions)), folded)
 
 
 def _beside(origin: str) -> str:
@@ -259,7 +325,7 @@ def _write_out(content: bytes) -> None:
 
 
 @contextmanager
-def _scratch() -> Iterator[Path]:
+def scratch() -> Iterator[Path]:
     """A folder for what has to be a file but is nobody's business."""
     try:
         folder = TemporaryDirectory(prefix="bnfold-", ignore_cleanup_errors=True)

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from .formulas import Formula
-from .verification import VerifyReport
+from .verification import TensorCheck, Verdict, VerifyReport
 
 SCHEMA_VERSION = 1
 
@@ -101,6 +101,21 @@ class Reason(StrEnum):
         "BNF206",
         "Nothing reads the result, so there is no operator after it.",
         "Remove the dead node.",
+    )
+    UNTRACED = (
+        "BNF207",
+        "The code around the module cannot be traced, so what comes before and after it is not known.",
+        "Keep the control flow of that code free of tensors, or export the model and fold it as ONNX.",
+    )
+    IN_CODE = (
+        "BNF208",
+        "The fold would have to change code that is kept as it is.",
+        "Fold a copy instead of the module itself, or make the call a module of its own.",
+    )
+    MUTATED = (
+        "BNF209",
+        "A value on the way is changed in place while others still read it.",
+        "Use the variant of the operation that makes a new tensor (inplace=False).",
     )
     NOT_LINEAR = (
         "BNF301",
@@ -329,6 +344,61 @@ class OptimizeReport:
 
 
 @dataclass(frozen=True)
+class ModuleCheck:
+    """An exported model against the PyTorch module that it was made from.
+
+    Attributes:
+        verdict: Undecided where nothing could be compared.
+        precision: Of the module: "double", or "own" where it does not run in double precision.
+        tolerance: The largest ratio that passes.
+        outputs: One entry per output.
+        draws: How many runs with nudged constants the noise was taken from.
+        feeds: What both were fed, in words, one entry per feed.
+        message: What decided, in words; "" on a pass.
+        note: Why the module was compared in its own precision; "" otherwise.
+    """
+
+    verdict: Verdict
+    precision: str
+    tolerance: float
+    outputs: tuple[TensorCheck, ...] = ()
+    draws: int = 0
+    feeds: tuple[str, ...] = ()
+    message: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export` did.
+
+    Attributes:
+        source: What the module is called.
+        target: Where the result went; None when nothing was written.
+        notes: What the user should know of how it was loaded and exported, one line each.
+        inputs: The model's inputs, as "x: float[N, 3, 224, 224]".
+        outputs: Its outputs.
+        opset: Its version of the ONNX operators.
+        batchnorms: How many BatchNormalizations it has.
+        fold: What was folded; None when that was not asked for.
+        verification: The folded model against the exported one; None when it was not asked for, or nothing
+            was folded.
+        module: The result against the module; None when not asked for.
+    """
+
+    source: str
+    target: str | None
+    notes: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    opset: int
+    batchnorms: int
+    fold: FoldReport | None
+    verification: VerifyReport | None
+    module: ModuleCheck | None
+
+
+@dataclass(frozen=True)
 class BatchNormFacts:
     """A BatchNormalization at a glance.
 
@@ -368,9 +438,9 @@ class InspectReport:
     fold: FoldReport
 
 
-def as_dict(report: OptimizeReport | InspectReport | VerifyReport) -> dict[str, Any]:
+def as_dict(report: OptimizeReport | ExportReport | InspectReport | VerifyReport) -> dict[str, Any]:
     """The report as JSON-ready data, with its `schema_version`."""
-    if isinstance(report, VerifyReport):
+    if isinstance(report, VerifyReport) or report.fold is None:
         return {"schema_version": SCHEMA_VERSION, **asdict(report)}
     # Formulas share parts, which no JSON can.
     data = asdict(replace(report, fold=replace(report.fold, formulas={})))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bnfold
-from bnfold.pytorch.copies import copied
+from bnfold.pytorch.duplicate import cloned, duplicate
 from bnfold.pytorch.fold import fold_module
 from bnfold.report import FoldReport, Outcome, Reason
 
@@ -46,6 +46,10 @@ def data(*shape: int, seed: int = 1) -> torch.Tensor:
 
 def frozen(tensor: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
+
+
+def copied(module: nn.Module) -> nn.Module:
+    return duplicate(module, "copy", cloned)
 
 
 def norms(module: nn.Module) -> int:
@@ -679,7 +683,7 @@ class TestInPlace:
 class TestBadInput:
     def test_no_module(self) -> None:
         with pytest.raises(bnfold.InputError, match=r"a torch\.nn\.Module is needed, and this is a dict"):
-            fold_module({})  # type: ignore[arg-type]
+            fold_module({})
 
     def test_lazy(self) -> None:
         with warnings.catch_warnings(action="ignore"):  # torch says that the feature is new

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..errors import InputError, NotEquivalent
-from .copies import copied
+from .duplicate import at_rest, cloned, duplicate
 from .trace import is_reparametrization
 
 _TOLERANCE = 4.0
@@ -65,8 +65,8 @@ def need_equal(original: nn.Module, folded: nn.Module, example_inputs: Any) -> N
         floor = _FLOOR if run.dtype else torch.finfo(ours.dtype).eps
         if not gap <= _TOLERANCE * max(noise, floor * float(ours.double().norm())):
             raise NotEquivalent(
-                f"result {i} of the folded module is {gap:.3g} away from the original, where rounding explains "
-                f"{noise:.3g}; nothing was changed; please report this as a bug of bnfold"
+                f"result {i} of the folded module is {gap:.3g} away from the original, where rounding "
+                f"explains {noise:.3g}; nothing was changed; please report this as a bug of bnfold"
             )
 
 
@@ -82,7 +82,7 @@ class _Run:
     def __init__(self, module: nn.Module, example_inputs: Any, dtype: torch.dtype | None) -> None:
         self.dtype = dtype
         self._module = module
-        self._copy = copied(module).eval()
+        self._copy = at_rest(duplicate(module, type(module).__name__, cloned))
         for inner in self._copy.modules():
             inner._forward_hooks.clear()
             for key in [k for k, h in inner._forward_pre_hooks.items() if not is_reparametrization(h)]:

@@ -21,7 +21,7 @@ from ..fold import fold
 from ..report import Counts, Decision, Declined, FoldReport, Outcome, Reason
 from .aliases import Aliases
 from .calls import Call, Unsteady, read
-from .copies import copied
+from .duplicate import at_rest, cloned, duplicate
 from .equal import need_equal, split_arguments
 from .reach import is_apart, only_called, runs
 from .shadow import Shadow
@@ -64,9 +64,9 @@ def fold_module(
         raise InputError(
             f"{type(module).__name__} is in training mode; call its eval() before it is folded in place"
         )
-    work = copied(module)
+    work = duplicate(module, type(module).__name__, cloned)
     if module.training:
-        work.eval()
+        at_rest(work)
     folder = _Folder(work, may_rewrite=not inplace)
     with torch.no_grad():
         folder.fold("", _bound(work, example_inputs))

@@ -51,8 +51,8 @@ def only_called(module: nn.Module) -> list[str]:
     try:
         for function in _reached(module):
             _need_plain(function)
-            for name, fine in _uses(function, module):
-                uses.setdefault(name, []).append(fine)
+            for name, whole in _uses(function, module):
+                uses.setdefault(name, []).append(whole)
     except (_Unclear, OSError, SyntaxError, TypeError):
         return []
     found = []
@@ -129,8 +129,9 @@ def _handed_on(function: ast.FunctionDef) -> Iterator[tuple[str, str]]:
     own = _own_name(function)
     for node in ast.walk(function):
         outer = _called_attribute(node, own)
-        if outer and _called_attribute(node.args[0], own):
-            yield _called_attribute(node.args[0], own), outer
+        inner = _called_attribute(node.args[0], own) if outer and isinstance(node, ast.Call) else ""
+        if inner:
+            yield inner, outer
         for field in ("body", "orelse", "finalbody"):
             statements = getattr(node, field, [])
             if isinstance(statements, list):
@@ -145,10 +146,12 @@ def _handed_on(function: ast.FunctionDef) -> Iterator[tuple[str, str]]:
 
 def _called_attribute(node: ast.AST, own: str) -> str:
     """The name in `self.name(one argument)`, or ""."""
-    called = isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords
-    function = node.func if called else None
-    mine = isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name)
-    return function.attr if mine and function.value.id == own else ""
+    if not isinstance(node, ast.Call) or len(node.args) != 1 or node.keywords:
+        return ""
+    function = node.func
+    if not isinstance(function, ast.Attribute) or not isinstance(function.value, ast.Name):
+        return ""
+    return function.attr if function.value.id == own else ""
 
 
 def _assigned(statement: ast.stmt) -> tuple[str, ast.expr] | None:

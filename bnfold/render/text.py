@@ -9,7 +9,10 @@ from ..report import (
     BatchNormFacts,
     Counts,
     Decision,
+    ExportReport,
+    FoldReport,
     InspectReport,
+    ModuleCheck,
     OptimizeReport,
     Outcome,
     Reason,
@@ -37,15 +40,42 @@ _WAYS = {
 
 def optimized(report: OptimizeReport, page: Page) -> str:
     """What `optimize` did: how much was folded, what stays and why, whether it was checked, where it is."""
-    lines = [page.paint(line, Ink.BOLD) for line in page.prose(_headline(report))]
-    fold = report.fold
-    if fold.modified:
-        lines += ["", *_counts(fold.before, fold.after, page), "", *page.prose(_ways(fold.decisions))]
-    lines += _stays(fold.decisions, page)
-    if page.verbose and fold.decisions:
-        lines += ["", "Every decision:", *_each(fold.decisions, page)]
+    lines = [page.paint(line, Ink.BOLD) for line in page.prose(_headline(report.source, report.fold))]
+    lines += _folded(report.fold, page)
     lines += ["", *_proof(report, page), *page.prose(_whereabouts(report))]
     return "\n".join(lines)
+
+
+def exported(report: ExportReport, page: Page) -> str:
+    """What `export` did: what came in, what became of it, what it was compared with, where it is."""
+    source, fold = called(report.source), report.fold
+    if fold is None:
+        has = many(report.batchnorms, "BatchNormalization")
+        headline = f"{source}: exported; nothing was folded, as asked; it has {has}"
+    else:
+        headline = f"{_headline(report.source, fold)}"
+    lines = [page.paint(line, Ink.BOLD) for line in page.prose(headline)]
+    lines.append("")
+    for what, values in (("inputs", report.inputs), ("outputs", report.outputs)):
+        lines += page.prose(f"{what}: {', '.join(map(printable, values)) or 'none'}", 2, 2)
+    lines += page.prose(f"ONNX opset: {report.opset}", 2)
+    for note in report.notes:
+        lines += page.prose(f"- {printable(note)}", 2, 2)
+    if fold is not None:
+        lines += _folded(fold, page)
+    lines += ["", *_module_proof(report, page)]
+    target = "" if report.target is None else called(report.target, "standard output")
+    where = f"Written to {target}." if target else "Nothing was written: this was a dry run."
+    return "\n".join([*lines, *page.prose(where)])
+
+
+def _folded(fold: FoldReport, page: Page) -> Iterator[str]:
+    """How much was folded, what stays and why."""
+    if fold.modified:
+        yield from ("", *_counts(fold.before, fold.after, page), "", *page.prose(_ways(fold.decisions)))
+    yield from _stays(fold.decisions, page)
+    if page.verbose and fold.decisions:
+        yield from ("", "Every decision:", *_each(fold.decisions, page))
 
 
 def inspected(report: InspectReport, page: Page) -> str:
@@ -80,8 +110,8 @@ def reasons(page: Page) -> str:
 # optimize
 
 
-def _headline(report: OptimizeReport) -> str:
-    source, fold = called(report.source, "standard input"), report.fold
+def _headline(origin: str, fold: FoldReport) -> str:
+    source = called(origin, "standard input")
     total = fold.before.batchnorms
     gone = total - fold.after.batchnorms
     others = sum(d.outcome is not Outcome.KEPT and not d.batchnorms for d in fold.decisions)
@@ -181,6 +211,32 @@ def _proof(report: OptimizeReport, page: Page) -> list[str]:
         return page.prose("Not verified, as asked.")
     first, *rest = page.prose("Verified: " + proof(report.verification))
     return [first.replace("Verified", page.paint("Verified", Ink.GOOD), 1), *rest]
+
+
+def _module_proof(report: ExportReport, page: Page) -> Iterator[str]:
+    """What the result was compared with: the module, and the unfolded export."""
+    check, verification = report.module, report.verification
+    if check is None:
+        yield from page.prose("Not verified, as asked.")
+        return
+    text = f"Verified: {_against_module(check)}"
+    if verification is not None:
+        text += f" Folded against unfolded: {proof(verification)}"
+    first, *rest = page.prose(text)
+    yield first.replace("Verified", page.paint("Verified", Ink.GOOD), 1)
+    yield from rest
+
+
+def _against_module(check: ModuleCheck) -> str:
+    worst = max((c.ratio for c in check.outputs), default=0.0)
+    outputs = many(len(check.outputs), "output")
+    differ = "differs" if len(check.outputs) == 1 else "differ"
+    precision = "double precision" if check.precision == "double" else "its own precision"
+    why = f" ({printable(check.note)})" if check.note else ""
+    return (
+        f"{outputs} {differ} from the module in PyTorch in {precision}{why} by {worst:.2g} times the model's "
+        f"own rounding noise at most ({check.tolerance:g} is accepted; {many(len(check.feeds), 'feed')})."
+    )
 
 
 def _whereabouts(report: OptimizeReport) -> str:
