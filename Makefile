@@ -12,7 +12,8 @@ $(PYTHON) -m venv $(1)
 $(1)/bin/python -m pip install --quiet --constraint constraints.txt pip
 endef
 
-.PHONY: run test lint docs mutants sensitivity verification-time benchmark fixtures clean
+.PHONY: run test lint docs mutants sensitivity verification-time benchmark torch-patterns architectures
+.PHONY: fixtures clean
 
 run: .venv/run.stamp
 	mkdir -p build
@@ -41,11 +42,17 @@ verification-time: .venv/run.stamp
 benchmark: .venv-benchmark/stamp
 	.venv-benchmark/bin/python benchmarks/run.py
 
+torch-patterns: .venv/test.stamp
+	.venv/bin/python benchmarks/torch_patterns.py
+
+architectures: .venv-architectures/stamp
+	.venv-architectures/bin/python benchmarks/architectures.py
+
 fixtures: .venv-fixtures/stamp
 	.venv-fixtures/bin/python fixtures/make.py
 
 clean:
-	rm -rf .venv .venv-benchmark .venv-fixtures build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-benchmark .venv-architectures .venv-fixtures build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/run.stamp: pyproject.toml constraints.txt
 	$(call environment,.venv)
@@ -64,4 +71,9 @@ clean:
 .venv-fixtures/stamp: pyproject.toml constraints.txt
 	$(call environment,.venv-fixtures)
 	$(call install,.venv-fixtures) --group fixtures
+	touch $@
+
+.venv-architectures/stamp: pyproject.toml constraints.txt
+	$(call environment,.venv-architectures)
+	$(call install,.venv-architectures) --editable . --group benchmark --group architectures
 	touch $@

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 from threadpoolctl import threadpool_limits
+
+HAS_TORCH = find_spec("torch") is not None
+collect_ignore_glob = (
+    [] if HAS_TORCH else ["test_pytorch_*", "test_cli_export.py", "test_docs.py", "test_evaluate_torch.py"]
+)
+
+
+def pytest_report_header() -> str:
+    return "" if HAS_TORCH else "PyTorch is not installed: the tests of its side are left out"
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,0 +1,50 @@
+"""What docs/pytorch.md shows is what happens."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from bnfold.cli import main
+
+PAGE = Path(__file__).parent.parent / "docs" / "pytorch.md"
+BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def run(line: str) -> None:
+    program, *arguments = shlex.split(line)
+    assert program == "bnfold"
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, f"{line}\n{result.output}"
+
+
+def test_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    blocks = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
+    assert [language for language, _ in blocks] == ["python", "python", "sh", "python", "python"]
+    expected: list[str] = []
+    names: dict[str, object] = {}
+    (tmp_path / "nets.py").write_text(blocks[0][1], encoding="utf-8")
+    for language, text in blocks:
+        if language == "sh":
+            for line in text.splitlines():
+                run(line)
+        else:
+            exec(compile(text, str(PAGE), "exec"), names)
+            expected += re.findall(r"^print\(.*\)  # ([^:\n]*)", text, re.MULTILINE)
+    sys.modules.pop("nets", None)
+    printed = capsys.readouterr().out
+    assert len(expected) == 4
+    assert all(line in printed.splitlines() for line in expected), printed
+    for name in ("net", "small", "program", "unfolded", "from_python"):
+        kinds = [node.op_type for node in onnx.load(f"{name}.onnx").graph.node]
+        assert kinds.count("BatchNormalization") == (4 if name == "unfolded" else 0), name
