@@ -531,6 +531,17 @@ class TestStays:
         folded(data(*IMAGE))
         torch.testing.assert_close(*seen, rtol=0.0, atol=0.0)
 
+    def test_code_that_needs_what_a_hook_keeps(self) -> None:
+        def keep(module: Any, inputs: Any, output: torch.Tensor) -> None:
+            module.kept = output
+
+        parts = {"conv": nn.Conv2d(3, 4, 1), "norm": nn.BatchNorm2d(4)}
+        module = trained(Calls(lambda m, x: m.norm(m.conv(x)) + m.conv.kept, **parts))
+        module.conv.register_forward_hook(keep)
+        _, report = fold_module(module, data(*IMAGE))
+        assert report.after.batchnorms == 1
+        assert not hasattr(module.conv, "kept")
+
     def test_a_hooked_block_is_folded_inside(self) -> None:
         block = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
         module = nn.Sequential(block, nn.BatchNorm2d(4), nn.Sigmoid())

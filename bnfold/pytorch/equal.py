@@ -6,6 +6,7 @@ by at most the unit roundoff of its type.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -39,21 +40,9 @@ def need_equal(original: nn.Module, folded: nn.Module, example_inputs: Any) -> N
         InputError: The original does not take the examples.
         NotEquivalent: The folded module computes something else.
     """
+    run, reference = _first_that_runs(original, example_inputs)
     try:
-        run = _Run(original, example_inputs, torch.float64)
-        reference = run.results()
-    except Exception:  # its code insists on another type
-        try:
-            run = _Run(original, example_inputs, None)
-            reference = run.results()
-        except Exception as error:
-            hint = (
-                "; it was run without its hooks" if any(m._forward_hooks for m in original.modules()) else ""
-            )
-            why = f"{type(error).__name__}: {error}{hint}"
-            raise InputError(f"{type(original).__name__} does not take the example inputs: {why}") from error
-    try:
-        found = _Run(folded, example_inputs, run.dtype).results()
+        found = _Run(folded, example_inputs, run.dtype, run.hooks).results()
     except Exception as error:
         raise NotEquivalent(f"the folded module raises {type(error).__name__}: {error}") from error
     if len(found) != len(reference):
@@ -70,23 +59,43 @@ def need_equal(original: nn.Module, folded: nn.Module, example_inputs: Any) -> N
             )
 
 
+def _first_that_runs(original: nn.Module, example_inputs: Any) -> tuple[_Run, Sequence[torch.Tensor]]:
+    """In float64, unless the code insists on another type; without hooks, unless it needs what they keep."""
+    failure: Exception | None = None
+    for hooks in (False, True):
+        for dtype in (torch.float64, None):
+            try:
+                run = _Run(original, example_inputs, dtype, hooks)
+                return run, run.results()
+            except Exception as error:
+                failure = error
+    raise InputError(
+        f"{type(original).__name__} does not take the example inputs: {type(failure).__name__}: {failure}"
+    ) from failure
+
+
 class _Run:
     """A module, ready to be run on examples.
 
     Args:
-        module: The module; a copy without hooks is run.
+        module: The module; a copy of it is run.
         example_inputs: The examples.
         dtype: The type of all floating numbers; None for their own.
+        hooks: Whether hooks run: those among them that keep nothing outside of the copy.
     """
 
-    def __init__(self, module: nn.Module, example_inputs: Any, dtype: torch.dtype | None) -> None:
-        self.dtype = dtype
+    def __init__(
+        self, module: nn.Module, example_inputs: Any, dtype: torch.dtype | None, hooks: bool
+    ) -> None:
+        self.dtype, self.hooks = dtype, hooks
         self._module = module
         self._copy = at_rest(duplicate(module, type(module).__name__, cloned))
         for inner in self._copy.modules():
-            inner._forward_hooks.clear()
-            for key in [k for k, h in inner._forward_pre_hooks.items() if not is_reparametrization(h)]:
-                del inner._forward_pre_hooks[key]
+            for registered in (inner._forward_hooks, inner._forward_pre_hooks):
+                for key, hook in list(registered.items()):
+                    alone = hooks and inspect.isfunction(hook) and hook.__closure__ is None
+                    if not (alone or is_reparametrization(hook)):
+                        del registered[key]
         if dtype is not None:
             self._copy.to(dtype)
         arguments = pytree.tree_map(lambda v: _cast(v, dtype), example_inputs)
