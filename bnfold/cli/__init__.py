@@ -1,0 +1,354 @@
+"""The command line: parse, one library call, print, exit code. Data go to stdout, messages to stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import click
+
+import bnfold
+
+from ..kinds import is_torch
+from ..later import postpone
+from .options import (
+    EXPORTING,
+    LOADING,
+    OF_ONNX,
+    Bound,
+    Codes,
+    Positive,
+    Size,
+    fold_options,
+    source_argument,
+    torch_options,
+    writing_options,
+)
+from .program import Program
+from .terminal import interrupts_later, is_closed, page, progress_bar, write
+
+STREAM = "-"
+_VERDICTS = {bnfold.Verdict.PASS: 0, bnfold.Verdict.FAIL: 1, bnfold.Verdict.UNDECIDED: 3}
+
+_EPILOG = """\
+\b
+Exit codes: 0 fine, 1 not equivalent, 2 usage or unusable input, 3 undecided, 4 internal error.
+Completion: eval "$(_BNFOLD_COMPLETE=bash_source bnfold)"; zsh_source and fish_source likewise.
+"""
+
+
+@click.group(
+    cls=Program,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_EPILOG,
+)
+@click.version_option(bnfold.__version__, prog_name="bnfold")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Fold BatchNormalization into the weights around it, and prove that nothing else changed."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(2)
+
+
+@main.command()
+@source_argument
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    metavar="FILE",
+    type=click.Path(allow_dash=True),
+    help="Where the result goes.  [default: beside MODEL, as NAME.folded.onnx]",
+)
+@click.option(
+    "--verify",
+    type=click.Choice(["full", "fast", "none"]),
+    default="fast",
+    show_default=True,
+    help="Compare with the original in float64 and recompute all folded constants (fast), and run both in "
+    "onnxruntime (full).",
+)
+@writing_options
+@fold_options
+@torch_options
+def optimize(source: str | None, target: str | None, **how: Any) -> None:
+    """Fold and verify MODEL, and write the result.
+
+    MODEL is an ONNX model, or a PyTorch model as for `export`. MODEL and FILE may be "-", the standard input
+    and output.
+    """
+    loading, exporting = _taken(how, LOADING), _taken(how, EXPORTING)
+    if _is_torch(source, loading | exporting):
+        _need_none(_taken(how, OF_ONNX), OF_ONNX)
+        _export(source, loading, target or _beside(source, loading, ".folded.onnx"), **how, **exporting)
+        return
+    assert source is not None
+    to_stdout = _goes_to_stdout(how["dry_run"], *((source, target) if target is None else (target,)))
+    reporting = _taken(how, ("quiet", "as_json", "verbose"))
+    with interrupts_later():
+        postpone("sympy")
+        work = bnfold.optimize
+    with progress_bar("Verifying") as progress:
+        report = work(source, target, progress=progress, **how)
+
+    def text() -> str:
+        from ..render.text import optimized
+
+        return optimized(report, page(reporting["verbose"], err=to_stdout))
+
+    _report(report, text, to_stdout, reporting)
+
+
+@main.command()
+@source_argument
+@fold_options
+@torch_options
+def inspect(source: str | None, as_json: bool, verbose: int, **how: Any) -> None:
+    """Show which BatchNormalizations would fold.
+
+    Also what is stored in each, and why those that stay do. Nothing is written. MODEL is an ONNX model, or a
+    PyTorch model as for `export`.
+    """
+    loading, exporting = _taken(how, LOADING), _taken(how, EXPORTING)
+    if _is_torch(source, loading | exporting):
+        _need_none(_taken(how, OF_ONNX), OF_ONNX)
+        loaded = _load(source, loading)
+        report = bnfold.inspect_module(loaded, only=how["only"], **exporting)
+    else:
+        assert source is not None
+        with interrupts_later():
+            postpone("sympy")
+            work = bnfold.inspect
+        report = work(source, **how)
+
+    def text() -> str:
+        from ..render.text import inspected
+
+        return inspected(report, page(verbose))
+
+    _report(report, text, False, {"as_json": as_json, "quiet": False})
+
+
+@main.command()
+@source_argument
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    metavar="FILE",
+    type=click.Path(allow_dash=True),
+    help="Where the result goes.  [default: beside MODEL, as NAME.onnx]",
+)
+@click.option("--no-fold", "fold", flag_value=False, default=True, help="Export only.")
+@click.option(
+    "--verify",
+    type=click.Choice(["full", "fast", "none"]),
+    default="full",
+    show_default=True,
+    help="Compare with the module in PyTorch and with the unfolded export in float64 (fast), and in "
+    "onnxruntime (full).",
+)
+@writing_options
+@click.option("-v", "--verbose", count=True, help="Report every decision; -vv: tracebacks as well.")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+@click.option(
+    "--only",
+    type=click.Choice(["batchnorm"]),
+    help="Fold no multiplication or addition that does not belong to a BatchNormalization.",
+)
+@torch_options
+def export(source: str | None, target: str | None, **how: Any) -> None:
+    """Export the PyTorch model MODEL to ONNX, fold and verify it.
+
+    MODEL is an exported program (.pt2), or the weights (.safetensors, .pt, .pth) of what --model makes, or
+    TorchScript. It is exported in evaluation mode.
+    """
+    loading = _taken(how, LOADING)
+    if source is None and loading["factory"] is None:
+        raise click.UsageError("Missing argument 'MODEL'")
+    if source is not None and source.endswith(".onnx"):
+        raise click.UsageError(f"{source} is an ONNX model already; `bnfold optimize` takes those")
+    _export(source, loading, target or _beside(source, loading, ".onnx"), **how)
+
+
+@main.command()
+@click.argument("reference", metavar="REFERENCE", type=click.Path())
+@click.argument("candidate", metavar="CANDIDATE", type=click.Path())
+@click.option(
+    "--tolerance",
+    type=Positive(),
+    default=4.0,
+    show_default=True,
+    help="How many times the reference's own rounding noise an error may be.",
+)
+@click.option(
+    "--rtol", multiple=True, type=Bound(), help="Judge outputs by a relative limit instead; one, or all."
+)
+@click.option(
+    "--atol", multiple=True, type=Bound(), help="Judge outputs by an absolute limit instead; one, or all."
+)
+@click.option(
+    "--inputs",
+    type=click.Path(),
+    help="What to feed: .npz, .npy, a folder of them, or ONNX test data.  [default: drawn at random]",
+)
+@click.option(
+    "--shape", "sizes", multiple=True, type=Size(), help="Size of a free dimension; INPUT[AXIS] if nameless."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all random draws.")
+@click.option("--outputs-only", is_flag=True, help="Equal names of inner tensors need not mean equal values.")
+@click.option("--no-runtime", is_flag=True, help="Do not ask onnxruntime.")
+@click.option("--provider", default="CPUExecutionProvider", show_default=True, help="Of onnxruntime.")
+@click.option(
+    "--timeout",
+    type=Positive(1e6),
+    default=300.0,
+    show_default=True,
+    help="Seconds that onnxruntime may take for one load or run.",
+)
+@click.option("-v", "--verbose", count=True, help="Report every tensor; -vv: tracebacks as well.")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No report; the exit code tells.")
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    /,
+    reference: str,
+    candidate: str,
+    rtol: tuple[tuple[str, float], ...],
+    atol: tuple[tuple[str, float], ...],
+    sizes: tuple[tuple[str, int], ...],
+    outputs_only: bool,
+    no_runtime: bool,
+    verbose: int,
+    as_json: bool,
+    quiet: bool,
+    **how: Any,
+) -> None:
+    """Prove that CANDIDATE is the same function as REFERENCE, or find where it is not.
+
+    Both are run in float64 and compared at every tensor that they name alike; then in onnxruntime.
+    """
+    with interrupts_later():
+        postpone("sympy")
+        work = bnfold.verify
+    relative, absolute = dict(rtol), dict(atol)
+    limits = {
+        name: bnfold.Limit(*(given.get(name, given.get("", 0.0)) for given in (relative, absolute)))
+        for name in relative | absolute
+    }
+    with progress_bar("Verifying") as progress:
+        report = work(
+            reference,
+            candidate,
+            limits=limits,
+            sizes=dict(sizes),
+            by_name=not outputs_only,
+            runtime=not no_runtime,
+            progress=progress,
+            **how,
+        )
+    if as_json:
+        from ..render import as_json as render
+
+        write(render(report))
+    elif not quiet:
+        from ..render.comparison import compared
+
+        write(compared(report, page(verbose)))
+    ctx.exit(_VERDICTS[report.verdict])
+
+
+@main.command()
+@click.argument("code", metavar="[CODE]", required=False, type=Codes([str(r) for r in bnfold.Reason]))
+def explain(code: str | None) -> None:
+    """Explain the reason CODE, or list all of them."""
+    from ..render.text import explained, reasons
+
+    text = "\n\n".join(explained(reason, page()) for reason in bnfold.Reason if reason == code)
+    write(text or reasons(page()))
+
+
+# PyTorch
+
+
+def _taken(how: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Some of the options, which are then no longer among the others."""
+    return {name: how.pop(name) for name in names}
+
+
+def _is_torch(source: str | None, options: Mapping[str, Any]) -> bool:
+    """Whether a source is a PyTorch model; if not, it must be one that needs none of these options."""
+    if options["factory"] is not None or (source is not None and is_torch(source)):
+        return True
+    if source is None:
+        raise click.UsageError("Missing argument 'MODEL'")
+    _need_none(options, LOADING | EXPORTING, f"is for PyTorch models, and {source} is none")
+    return False
+
+
+def _need_none(options: Mapping[str, Any], flags: Mapping[str, str], why: str = "is for ONNX models") -> None:
+    for name, flag in flags.items():
+        if options.get(name):
+            raise click.UsageError(f"{flag} {why}")
+
+
+def _beside(source: str | None, loading: Mapping[str, Any], suffix: str) -> str:
+    """The default target: beside the source, or here, called as the function that makes the module."""
+    if source is None:
+        function = str(loading["factory"]).rpartition(":")[2]
+        return f"{function.replace('.', '_')}{suffix}"
+    return str(Path(source).with_name(f"{Path(source).stem}{suffix}"))
+
+
+def _load(source: str | None, loading: Mapping[str, Any]) -> Any:
+    with interrupts_later():  # torch is imported here
+        load = bnfold.load_torch
+    with redirect_stdout(sys.stderr):  # what a user's function prints is no data
+        return load(source, **loading)
+
+
+def _export(source: str | None, loading: Mapping[str, Any], target: str, **how: Any) -> None:
+    reporting = _taken(how, ("quiet", "as_json", "verbose"))
+    to_stdout = _goes_to_stdout(how["dry_run"], target)
+    if not (to_stdout or how["dry_run"] or how["force"]) and os.path.lexists(target):
+        raise bnfold.OutputError(f"{target}: exists already; choose another name, or pass --force")
+    loaded = _load(source, loading)
+    with progress_bar("Exporting") as progress:
+        report = bnfold.export(loaded, target, progress=progress, **how)
+
+    def text() -> str:
+        from ..render.text import exported
+
+        return exported(report, page(reporting["verbose"], err=to_stdout))
+
+    _report(report, text, to_stdout, reporting)
+
+
+# Streams
+
+
+def _goes_to_stdout(dry_run: bool, *names: str) -> bool:
+    """Whether the model does, which must then be neither closed nor a terminal."""
+    to_stdout = not dry_run and STREAM in names
+    if to_stdout and is_closed(sys.stdout):
+        raise click.UsageError("the model would go to the standard output, which is closed")
+    if to_stdout and sys.stdout.isatty():
+        raise click.UsageError("the model would go to the terminal; redirect it, or name a file with -o")
+    return to_stdout
+
+
+def _report(report: Any, text: Callable[[], str], to_stdout: bool, reporting: Mapping[str, Any]) -> None:
+    """Print a report, as it was asked for, beside a model that may go to the standard output."""
+    if reporting["as_json"]:
+        from ..render import as_json as render
+
+        write(render(report), err=to_stdout)
+    elif not reporting["quiet"]:
+        write(text(), err=to_stdout)

@@ -1,0 +1,91 @@
+"""The streams of the command: reports, a bar while work takes long, and when Ctrl-C has to wait."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+import bnfold
+
+if TYPE_CHECKING:
+    from ..render.page import Page
+
+_PATIENCE = 1.0  # seconds before work counts as long
+
+
+@contextmanager
+def interrupts_later() -> Iterator[None]:
+    """Native modules abort when Ctrl-C hits them while they are being imported, so there it has to wait."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[float], None] | None]:
+    """A bar on the terminal while work takes long; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    start, bar = time.monotonic(), click.progressbar(length=1000, label=label, file=sys.stderr)
+    shown = 0
+
+    def progress(share: float) -> None:
+        nonlocal shown
+        if time.monotonic() - start > _PATIENCE and (step := int(share * 1000) - shown) > 0:
+            shown += step
+            bar.update(step)
+
+    try:
+        yield progress
+    finally:
+        if shown:
+            click.echo("\r\x1b[2K", nl=False, err=True)
+
+
+def page(verbose: int = 0, *, err: bool = False) -> Page:
+    """The terminal, or what takes its place."""
+    from ..render.page import Page
+
+    stream = sys.stderr if err else sys.stdout
+    color = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return Page(shutil.get_terminal_size().columns, color, verbose > 0)
+
+
+def write(text: str, *, err: bool = False) -> None:
+    """Write a report; names that the stream has no characters for are spelled out."""
+    stream = sys.stderr if err else sys.stdout
+    encoding = stream.encoding or "utf-8"
+    try:
+        click.echo(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, color=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        give_up_stdout()
+        why = error.strerror or error
+        raise bnfold.OutputError(f"the standard output: the report cannot be written: {why}") from error
+
+
+def give_up_stdout() -> None:
+    """Nothing more can be written there, so Python shall not try when it ends."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:  # a stream without a file, as in tests
+        return
+
+
+def is_closed(stream: TextIO) -> bool:
+    return getattr(stream, "name", None) == os.devnull
