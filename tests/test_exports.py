@@ -36,8 +36,10 @@ verify
 optimize
 pytorch
 pytorch.archive pytorch.factory pytorch.failure pytorch.grammar pytorch.inputs pytorch.outputs pytorch.quiet
-pytorch.reach pytorch.settle pytorch.trace pytorch.training
-pytorch.calls pytorch.duplicate pytorch.tidy
+pytorch.reach pytorch.settle pytorch.training
+pytorch.duplicate pytorch.tidy
+pytorch.trace
+pytorch.calls
 pytorch.capture pytorch.equal pytorch.shadow pytorch.wide
 pytorch.axes pytorch.pointwise pytorch.surgery pytorch.windows
 pytorch.aliases pytorch.layers

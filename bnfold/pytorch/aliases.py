@@ -5,44 +5,27 @@ A graph of calls means what it says only while nobody changes a value in place t
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import fx
 
-from .calls import Call, mutates
+from .calls import Call, changed
 from .surgery import Edits, Place
 from .trace import Traced
 
-# Calls that always make new tensors. Of all others the result may share numbers with what they read.
 _FRESH = frozenset(
-    [
-        "conv",
-        "conv_transpose",
-        "linear",
-        "batch_norm",
-        "instance_norm",
-        "group_norm",
-        "layer_norm",
-        "relu",
-        "leaky_relu",
-        "prelu",
-        "cat",
-        "max_pool",
-        "avg_pool",
-        "adaptive_avg_pool",
-        "adaptive_max_pool",
-        "interpolate",
-        "pixel_shuffle",
-        "pad",
-        "mean",
-        "sum",
-        "neg",
-        "add",
-        "sub",
-        "mul",
-        "div",
-    ]
+    {
+        *("conv", "conv_transpose", "linear", "matmul", "embedding"),
+        *("batch_norm", "instance_norm", "group_norm", "layer_norm", "relu", "leaky_relu", "prelu", "same"),
+        *("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "interpolate", "pad"),
+        *("pixel_shuffle", "cat", "mean", "sum", "neg", "add", "sub", "mul", "div", "shape", "attribute"),
+    }
 )
+"""Calls that always make new tensors. Of all others the result may share numbers with what they read."""
+
+_GIVEN = ("placeholder", "get_attr")
+
+Storages = frozenset[fx.Node]
 
 
 class Aliases:
@@ -55,66 +38,68 @@ class Aliases:
 
     def __init__(self, traced: Traced, calls: Mapping[fx.Node, Call | None]) -> None:
         self._order: Mapping[fx.Node, int] = {node: i for i, node in enumerate(traced.graph.nodes)}
-        self._storages: dict[fx.Node, frozenset[fx.Node]] = {}
-        self._changes: list[tuple[fx.Node, frozenset[fx.Node]]] = []
-        for node in traced.graph.nodes:
-            changes = bool(node.all_input_nodes) and mutates(traced, node)
-            self._storages[node] = self._of(node, calls[node], changes)
-            if changes:
-                self._changes.append((node, self._storages[node.all_input_nodes[0]]))
+        self._changed = {node: c for node in traced.graph.nodes if (c := changed(traced, node))}
+        self._shared = {node: self._may_be(node, calls[node]) for node in traced.graph.nodes}
 
     def impure(self) -> set[fx.Node]:
         """The nodes around values that are changed in place and read again: the graph does not say what
         these nodes see."""
+        if not self._changed:
+            return set()
+        storages = self._storages(_AS_IS)
         found: set[fx.Node] = set()
-        for change, storages in self._changes:
-            if any(s.op in ("placeholder", "get_attr") for s in storages) or self._is_read_after(
-                change, storages
-            ):
-                for node, own in self._storages.items():
-                    if own & storages:
-                        found |= {node, *node.users}
+        for shared in self._surprises(_AS_IS, storages):
+            for node, own in storages.items():
+                if own & shared:
+                    found |= {node, *node.users}
         return found
 
     def disturbed(self, edits: Edits) -> set[fx.Node]:
-        """The removed calls for want of which something else would be changed in place."""
-        found: set[fx.Node] = set()
-        for change, storages in self._changes:
-            passed: set[fx.Node] = set()
-            new = self._after(change, change.all_input_nodes[0], edits, passed) - storages
-            if any(s.op in ("placeholder", "get_attr") for s in new) or self._is_read_after(
-                change, new, edits.removed
-            ):
-                found |= passed
+        """The removed calls for want of which a value would be changed under the eyes of another."""
+        if not self._changed:
+            return set()
+        storages = self._storages(edits)
+        surprises = frozenset[fx.Node]().union(*self._surprises(edits, storages))
+        places = {call: edits.removed[call] or Place(call.all_input_nodes[0]) for call in edits.removed}
+        return {call for call, place in places.items() if storages[place.node] & surprises}
+
+    def _may_be(self, node: fx.Node, call: Call | None) -> list[fx.Node]:
+        """The nodes whose numbers the result may share."""
+        if len(self._changed.get(node, ())) == 1:
+            return self._changed[node]
+        return [] if call is not None and call.name in _FRESH else list(node.all_input_nodes)
+
+    def _storages(self, edits: Edits) -> dict[fx.Node, Storages]:
+        """The nodes that have made the numbers that each node may hold."""
+        found: dict[fx.Node, Storages] = {}
+        for node, shared in self._shared.items():
+            places = [edits.reads.get((node, source), Place(source)) for source in shared]
+            made = frozenset((node,)) if not shared or any(p.terms for p in places) else frozenset()
+            found[node] = made.union(*(found[p.node] for p in places if not p.terms))
         return found
 
-    def _after(
-        self, reader: fx.Node, source: fx.Node, edits: Edits, passed: set[fx.Node]
-    ) -> frozenset[fx.Node]:
-        """The storages that a call reads after the edits, and the removed calls that it read before."""
-        place = edits.reads.get((reader, source), Place(source))
-        passed |= {source} & edits.removed.keys()
-        if place.terms:
-            return frozenset()
-        node = place.node
-        if self._storages[node] == {node}:
-            return frozenset((node,))
-        return frozenset((node,)).union(*(self._after(node, n, edits, passed) for n in node.all_input_nodes))
-
-    def _of(self, node: fx.Node, call: Call | None, changes: bool) -> frozenset[fx.Node]:
-        if changes:
-            return self._storages[node.all_input_nodes[0]]
-        if not node.all_input_nodes or (call is not None and call.name in _FRESH):
-            return frozenset((node,))
-        return frozenset((node,)).union(*(self._storages[n] for n in node.all_input_nodes))
+    def _surprises(self, edits: Edits, storages: Mapping[fx.Node, Storages]) -> Iterator[Storages]:
+        """What is changed in place although it is given, or read again afterwards as what it was before."""
+        for change, sources in self._changed.items():
+            if change in edits.removed:
+                continue
+            places = [edits.reads.get((change, source), Place(source)) for source in sources]
+            touched = frozenset[fx.Node]().union(*(storages[p.node] for p in places if not p.terms))
+            if any(s.op in _GIVEN for s in touched) or self._is_read_after(change, touched, edits, storages):
+                yield touched
 
     def _is_read_after(
-        self, change: fx.Node, storages: Iterable[fx.Node], gone: Container[fx.Node] = ()
+        self, change: fx.Node, touched: Storages, edits: Edits, storages: Mapping[fx.Node, Storages]
     ) -> bool:
-        """Whether a node after the change reads what was there before it."""
         at = self._order[change]
-        return any(
-            self._order[node] < at and any(self._order[r] > at and r not in gone for r in node.users)
-            for node, own in self._storages.items()
-            if own & frozenset(storages)
-        )
+        for reader, when in self._order.items():
+            if when <= at or reader in edits.removed:
+                continue
+            for source in reader.all_input_nodes:
+                place = edits.reads.get((reader, source), Place(source))
+                if not place.terms and self._order[place.node] < at and storages[place.node] & touched:
+                    return True
+        return False
+
+
+_AS_IS = Edits({}, {}, {})

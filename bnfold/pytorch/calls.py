@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from .trace import Traced, is_reparametrization
+from .trace import IN_PLACE, Traced, is_reparametrization
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ def constant(traced: Traced, node: fx.Node) -> Any:
     if not _is_constant(traced, node):
         return None
     try:
-        first, second = (_evaluate(traced, node) for _ in range(2))
+        first, second = (_evaluate(traced, node, {}) for _ in range(2))
     except Exception:  # whatever the call raises by itself, it raises when the module runs as well
         return None
     if isinstance(first, torch.Tensor):
@@ -74,25 +74,33 @@ def constant(traced: Traced, node: fx.Node) -> Any:
 
 
 def _is_constant(traced: Traced, node: fx.Node) -> bool:
+    if "constant" not in node.meta:
+        node.meta["constant"] = _follows_from_constants(traced, node)
+    return bool(node.meta["constant"])
+
+
+def _follows_from_constants(traced: Traced, node: fx.Node) -> bool:
     if node.op == "get_attr":
         return node.target not in traced.made
-    called = node.op in ("call_function", "call_method") and not mutates(traced, node)
-    return (
-        called and bool(node.all_input_nodes) and all(_is_constant(traced, n) for n in node.all_input_nodes)
-    )
+    if node.op not in ("call_function", "call_method") or changed(traced, node):
+        return False
+    return bool(node.all_input_nodes) and all(_is_constant(traced, n) for n in node.all_input_nodes)
 
 
-def _evaluate(traced: Traced, node: fx.Node) -> Any:
+def _evaluate(traced: Traced, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+    if node in known:
+        return known[node]
     if node.op == "get_attr":
         owner, _, name = node.target.rpartition(".")
-        return getattr(traced.root.get_submodule(owner), name)
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _evaluate(traced, n))
+        known[node] = getattr(traced.root.get_submodule(owner), name)
+        return known[node]
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _evaluate(traced, n, known))
     with torch.no_grad():
-        return (
-            getattr(args[0], node.target)(*args[1:], **kwargs)
-            if node.op == "call_method"
-            else node.target(*args, **kwargs)
-        )
+        if node.op == "call_method":
+            known[node] = getattr(args[0], node.target)(*args[1:], **kwargs)
+        else:
+            known[node] = node.target(*args, **kwargs)
+    return known[node]
 
 
 def put(node: fx.Node, name: str, value: fx.Node | None) -> None:
@@ -105,17 +113,42 @@ def put(node: fx.Node, name: str, value: fx.Node | None) -> None:
         node.update_kwarg(name, value)
 
 
-def mutates(traced: Traced, node: fx.Node) -> bool:
-    """Whether a node changes its first argument in place."""
+def changed(traced: Traced, node: fx.Node) -> list[fx.Node]:
+    """What a node changes in place, among the nodes that it reads.
+
+    Of code that nobody has looked into, it is everything.
+    """
+    sources = list(node.all_input_nodes)
     if node.op == "call_module":
-        return bool(getattr(traced.root.get_submodule(node.target), "inplace", False))
+        module = traced.root.get_submodule(node.target)
+        if _kind_of(module) is None and (module._modules or not _is_torchs(type(module))):
+            return sources
+        return sources[:1] if getattr(module, "inplace", False) else []
     if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+        return sources[:1] if _says_so(str(node.target)) else []
     if node.op != "call_function":
-        return False
-    name = getattr(node.target, "__name__", "")
-    if node.target in _IN_PLACE or "out" in node.kwargs or (name.endswith("_") and not name.endswith("__")):
-        return True
+        return []
+    if "out" in node.kwargs:
+        outputs = node.kwargs["out"]
+        return [n for n in (outputs if isinstance(outputs, tuple | list) else [outputs]) if n in sources]
+    schema = getattr(node.target, "_schema", None)
+    if (schema is not None and schema.is_mutable) or not _is_torchs(node.target):
+        return sources
+    written = node.target in (*IN_PLACE, operator.setitem) or _says_so(getattr(node.target, "__name__", ""))
+    return sources[:1] if written or _is_asked_to(node) else []
+
+
+def _says_so(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__")
+
+
+def _is_torchs(called: Any) -> bool:
+    """Whether torch, or Python itself, has it; their names tell what changes."""
+    home = getattr(called, "__module__", None) or ""
+    return home.split(".")[0] in ("torch", "operator", "_operator", "builtins", "math", "")
+
+
+def _is_asked_to(node: fx.Node) -> bool:
     try:
         bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
     except (TypeError, ValueError):  # a builtin, which has no such argument
@@ -131,10 +164,18 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return all(
         getattr(own, name) is getattr(kind, name)
         for base in kind.__mro__
-        if base not in (object, nn.Module)
         for name, function in vars(base).items()
-        if inspect.isfunction(function) and name not in _HARMLESS
+        if name in _CALLING or (base not in (object, nn.Module) and inspect.isfunction(function))
+        if name not in _HARMLESS
     )
+
+
+def is_called_plainly(kind: type[nn.Module]) -> bool:
+    """Whether calling a module means its `forward`."""
+    return all(getattr(kind, name) is getattr(nn.Module, name) for name in _CALLING)
+
+
+_CALLING = ("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__setattr__")
 
 
 _HARMLESS = frozenset(
@@ -148,24 +189,6 @@ _HARMLESS = frozenset(
         "reset_running_stats",
     ]
 ) | {"_load_from_state_dict", "_save_to_state_dict"}
-_IN_PLACE = frozenset(
-    getattr(operator, name)
-    for name in [
-        "iadd",
-        "isub",
-        "imul",
-        "itruediv",
-        "ifloordiv",
-        "imod",
-        "ipow",
-        "imatmul",
-        "iand",
-        "ior",
-        "ixor",
-        "setitem",
-    ]
-)
-
 Attributes = tuple[str, ...]
 Kinds = tuple[type[nn.Module], ...]
 
@@ -238,6 +261,7 @@ _MODULES: tuple[tuple[str, Kinds, Attributes], ...] = (
     ("pad", (*_every("ConstantPad{}d"), *_every("ZeroPad{}d")), ("padding", "value")),
 )
 _PAD_MODES = {"Reflection": "reflect", "Replication": "replicate", "Circular": "circular"}
+_DIMENSIONS = {"1d": 1, "2d": 2, "3d": 3}
 _RANKS = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}  # they refuse data of any other
 _PARAMETERS = ("weight", "bias", "running_mean", "running_var")
 
@@ -303,6 +327,11 @@ _FUNCTIONS: dict[Any, tuple[str, str]] = {
     operator.getitem: ("getitem", "input index"),
     getattr: ("attribute", "input name"),
 }
+_POOLS = {
+    getattr(F, f"{kind}{d}d"): d
+    for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
+    for d in (1, 2, 3)
+}
 _METHODS: dict[str, tuple[str, str]] = {
     "relu": ("relu", "input"),
     "relu_": ("relu", "input"),
@@ -342,27 +371,33 @@ _METHODS: dict[str, tuple[str, str]] = {
 }
 
 
-def _of_module(module: nn.Module, node: fx.Node) -> Call | None:
+def _kind_of(module: nn.Module) -> tuple[str, type[nn.Module], Attributes] | None:
+    """The entry of `_MODULES` for a module, and which of its classes it plainly is."""
     for name, kinds, attributes in _MODULES:
         kind = next((k for k in kinds if is_plain(module, k)), None)
-        if kind is None:
-            continue
-        if len(node.args) + len(node.kwargs) != 1 or not _has_known_hooks(module):
-            return None  # more than the data, such as an output_size
-        arguments: dict[str, Any] = {"input": next(iter((*node.args, *node.kwargs.values())))}
-        arguments |= {a: getattr(module, a, None) for a in attributes}
-        if name == "pad":
-            arguments["mode"] = next(
-                (m for k, m in _PAD_MODES.items() if kind.__name__.startswith(k)), "constant"
-            )
-        if kind in _RANKS:
-            arguments["rank"] = _RANKS[kind]
-        for parameter in _PARAMETERS:
-            tensor = _effective(module, parameter)
-            if tensor is not None:
-                arguments[parameter] = Stored(parameter, tensor)
-        return Call(name, arguments)
+        if kind is not None:
+            return name, kind, attributes
     return None
+
+
+def _of_module(module: nn.Module, node: fx.Node) -> Call | None:
+    found = _kind_of(module)
+    if found is None or len(node.args) + len(node.kwargs) != 1 or not _has_known_hooks(module):
+        return None  # or it is given more than the data, such as an output_size
+    name, kind, attributes = found
+    arguments: dict[str, Any] = {"input": next(iter((*node.args, *node.kwargs.values())))}
+    arguments |= {a: getattr(module, a, None) for a in attributes}
+    if name == "pad":
+        arguments["mode"] = next(
+            (m for k, m in _PAD_MODES.items() if kind.__name__.startswith(k)), "constant"
+        )
+    arguments["rank"] = _RANKS.get(kind)
+    arguments["dimensions"] = _DIMENSIONS.get(kind.__name__[-2:])
+    for parameter in _PARAMETERS:
+        tensor = _effective(module, parameter)
+        if tensor is not None:
+            arguments[parameter] = Stored(parameter, tensor)
+    return Call(name, arguments)
 
 
 def _has_known_hooks(module: nn.Module) -> bool:
@@ -406,6 +441,7 @@ def _of_function(traced: Traced, node: fx.Node, name: str, signature: str) -> Ca
     if not set(node.kwargs) <= {n.lstrip("*") for n in names} and name != "same":
         return None
     arguments |= node.kwargs
+    arguments["dimensions"] = _POOLS.get(node.target)
     for key, value in arguments.items():
         known = constant(traced, value) if isinstance(value, fx.Node) else None
         if known is not None:

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import InputError, NotEquivalent
 from .duplicate import at_rest, cloned, duplicate
-from .trace import is_reparametrization
+from .trace import is_reparametrization, own_random_numbers
 
 _TOLERANCE = 4.0
 _DRAWS = 4
@@ -104,7 +104,7 @@ class _Run:
     def results(self) -> Sequence[torch.Tensor]:
         """The floating tensors that the module returns."""
         arguments, named = pytree.tree_map(_own, (self._arguments, self._named))
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), own_random_numbers():
             torch.manual_seed(0)  # should it draw numbers
             return list(_floats(self._copy(*arguments, **named)))
 
@@ -126,7 +126,11 @@ class _Run:
 
 
 def _numbers(module: nn.Module) -> Iterator[torch.Tensor]:
-    return (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
+    tensors = (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    )
+    return (t for _, t in tensors if t.is_floating_point())
 
 
 def _own(value: Any) -> Any:

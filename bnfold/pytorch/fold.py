@@ -6,26 +6,39 @@ and what has changed is done to the module.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InputError
 from ..fold import fold
 from ..report import Counts, Decision, Declined, FoldReport, Outcome, Reason
 from .aliases import Aliases
-from .calls import Call, Unsteady, read
+from .calls import Call, Unsteady, is_called_plainly, read
 from .duplicate import at_rest, cloned, duplicate
 from .equal import need_equal, split_arguments
 from .reach import is_apart, only_called, runs
 from .shadow import Shadow
-from .surgery import Edits, Inexpressible, Term, operate, operations, read_off, rewrite, substitute
+from .surgery import (
+    Edits,
+    Inexpressible,
+    Term,
+    is_noticed,
+    operate,
+    operations,
+    read_off,
+    rewrite,
+    substitute,
+)
 from .trace import Traced, Untraceable, trace
 from .translate import translate
 
@@ -74,8 +87,9 @@ def fold_module(
             need_equal(module, folder.root, example_inputs)
     if not inplace:
         return folder.root, folder.report()
-    for piece, left, edits in folder.done:
-        operate(module, piece.of(module), left, edits)
+    with _all_or_nothing(module):
+        for piece, left, edits in folder.done:
+            operate(module, piece.of(module), left, edits)
     return module, folder.report()
 
 
@@ -116,15 +130,15 @@ class _Folder:
         self._seen: set[str] = set()  # the modules that some graph calls
         self._untraced: dict[str, str] = {}
 
-    def fold(self, path: str, given: Mapping[str, Any] | None) -> None:
-        """Fold the module at a path; where it cannot be traced, those inside that its code only calls."""
+    def fold(self, path: str, given: Mapping[str, Any] | None, may_be_replaced: bool = True) -> None:
+        """Fold the module at a path; where it cannot be traced, those inside that its code leaves whole."""
         piece = self.root.get_submodule(path)
         try:
             traced = trace(piece, given)
-            rewritable = self._may_rewrite and not traced.made and not _has_hooks(piece)
-            if traced.fixed and not rewritable:
+            rewritable = self._may_rewrite and may_be_replaced and _says_all(traced)
+            if traced.optional and not rewritable:
                 raise Untraceable(
-                    f"{type(piece).__name__}: has optional arguments: {', '.join(traced.fixed)}"
+                    f"{type(piece).__name__}: has optional arguments: {', '.join(sorted(traced.optional))}"
                 )
         except Untraceable as error:
             self._untraced[path] = str(error)
@@ -135,22 +149,24 @@ class _Folder:
 
     def _fold_parts(self, path: str, piece: nn.Module) -> None:
         """What the code of a module that cannot be traced leaves whole."""
-        parts = only_called(piece)
-        for inner in parts:
-            part = piece.get_submodule(inner)
-            if not _is_torchs_own(part) and is_apart(self.root, part):
-                self.fold(_joined(path, inner), None)
+        taken: set[str] = set()
         for names in runs(piece):
             if all(is_apart(self.root, piece.get_submodule(name)) for name in names):
                 run = Piece(path, names)
-                self._fold_traced(run, trace(run.of(self.root)), {}, False)
+                with suppress(Untraceable):
+                    self._fold_traced(run, trace(run.of(self.root)), {}, False)
+                    taken.update(names)
+        for inner, may_be_replaced in only_called(piece).items():
+            part = piece.get_submodule(inner)
+            if inner not in taken and not _is_torchs_own(part) and is_apart(self.root, part):
+                self.fold(_joined(path, inner), None, may_be_replaced)
 
     def _fold_inside(self, path: str, traced: Traced) -> None:
         """What the graph goes around, each by itself."""
-        read_directly = [n.target for n in traced.graph.find_nodes(op="get_attr")]
+        used = [str(n.target) for n in traced.graph.nodes if n.op in ("get_attr", "call_module")]
         for leaf, why in traced.opaque.items():
             module = traced.root.get_submodule(leaf)
-            taken_apart = any(target.startswith(f"{leaf}.") for target in read_directly)
+            taken_apart = any(target.startswith(f"{leaf}.") for target in used)
             if _is_torchs_own(module) or taken_apart or not is_apart(self.root, module):
                 self._untraced[_joined(path, leaf)] = why
             else:
@@ -169,7 +185,7 @@ class _Folder:
                 if report.modified:
                     edits = read_off(shadow)
                     _need_own_numbers(aliases, edits)
-                    self._write(piece, traced, edits, rewritable)
+                    self._write(piece, traced, given, edits, rewritable)
                 break
             except Inexpressible as error:
                 new = {n: Declined(Reason.IN_CODE, f"{n.name!r}: {error}") for n in error.nodes}
@@ -177,11 +193,15 @@ class _Folder:
                 barred = new | barred
         self._reports.append(_completed(report, shadow, path, bool(given)))
 
-    def _write(self, piece: Piece, traced: Traced, edits: Edits, rewritable: bool) -> None:
+    def _write(
+        self, piece: Piece, traced: Traced, given: Mapping[str, Any], edits: Edits, rewritable: bool
+    ) -> None:
         try:
-            if traced.fixed:  # the code does something else for other arguments
+            if traced.optional:  # the code does something else for other arguments
                 raise Inexpressible((), "it has optional arguments")
             found = operations(traced, edits)
+            if is_noticed(piece.of(self.root), traced, given, found, edits):
+                raise Inexpressible({*edits.removed, *edits.constants}, "the code looks at the module")
         except Inexpressible:
             if not rewritable:
                 raise
@@ -209,10 +229,12 @@ class _Folder:
         for path, module in self._batchnorms.items():
             if path in self._seen:
                 continue
-            around = [p for p in self._untraced if path == p or path.startswith(f"{p}.") or not p]
+            around = [p for p in (*self._untraced, *self._seen) if not p or f"{path}.".startswith(f"{p}.")]
             reason, detail = Reason.UNREAD, f"{path!r} is never called"
             if around:
-                reason, detail = Reason.UNTRACED, self._untraced[max(around, key=len)]
+                inside = max(around, key=len)
+                known = self._untraced.get(inside, f"it is inside {inside!r}, which is not looked into")
+                reason, detail = Reason.UNTRACED, known
             yield _kept(path, path, module.num_features, reason, detail)
 
 
@@ -222,11 +244,38 @@ def _need_module(module: object) -> None:
             f"a torch.nn.Module is needed, and this is a {type(module).__name__}; TorchScript and exported "
             "programs are folded as ONNX models: bnfold export"
         )
-    lazy = [name for name, p in module.named_parameters() if isinstance(p, nn.UninitializedParameter)]
-    if lazy:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
+            raise InputError(
+                f"{type(module).__name__}: {name!r} is not initialized; call the module once before"
+            )
+        if tensor.is_meta:
+            raise InputError(f"{type(module).__name__}: {name!r} has no numbers (it is on the meta device)")
+    everywhere = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
+    if any(everywhere):
         raise InputError(
-            f"{type(module).__name__}: {lazy[0]!r} is not initialized; call the module once before"
+            "hooks for all modules are registered, which would miss the folded ones; remove them"
         )
+
+
+@contextmanager
+def _all_or_nothing(module: nn.Module) -> Iterator[None]:
+    """Give the modules back what they had if not all could be changed."""
+    before = [(m, type(m), {k: _shallow(v) for k, v in vars(m).items()}) for m in module.modules()]
+    try:
+        yield
+    except Exception as error:
+        for part, kind, attributes in before:
+            part.__class__ = kind
+            vars(part).clear()
+            vars(part).update(attributes)
+        raise InputError(
+            f"{type(module).__name__} cannot be changed: {type(error).__name__}: {error}; it is as it was"
+        ) from error
+
+
+def _shallow(value: Any) -> Any:
+    return copy.copy(value) if isinstance(value, dict) else value
 
 
 def _bound(module: nn.Module, example_inputs: Any) -> Mapping[str, Any]:
@@ -268,8 +317,16 @@ def _need_own_numbers(aliases: Aliases, edits: Edits) -> None:
         raise Inexpressible(shared, "the result is changed in place")
 
 
+def _says_all(traced: Traced) -> bool:
+    """Whether the graph is all there is to the module, so that it may take its place."""
+    plain = is_called_plainly(type(traced.root)) and not _has_hooks(traced.root)
+    return plain and not traced.made and not traced.has_contexts
+
+
 def _is_torchs_own(module: nn.Module) -> bool:
     """Whether there is nothing inside that could be folded."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
     return type(module).__module__.startswith("torch.") and not module._modules
 
 

@@ -79,7 +79,9 @@ def matmul(b: Builder, a: Arguments) -> ir.Value:
     dims = b.dims(x)
     if not isinstance(weight, Stored):
         others = b.need_dims(b.data(weight))
-        return b.opaque((*b.need_dims(x)[:-1], others[-1]) if len(others) > 1 else None)
+        return b.opaque(
+            (*b.need_dims(x)[:-1], others[-1]) if len(others) == len(b.need_dims(x)) > 1 else None
+        )
     if weight.tensor.ndim != 2:
         raise Unknown
     out = None if dims is None else (*dims[:-1], int(weight.tensor.shape[1]))
@@ -124,6 +126,8 @@ def instance_norm(b: Builder, a: Arguments) -> ir.Value:
     if a.get("track_running_stats") and a.get("running_mean") is not None:
         raise Unknown  # normalizes with those
     x, scale = b.data(a["input"]), need_stored(a["weight"])
+    if len(b.need_dims(x)) != a["dimensions"] + 2:
+        raise Unknown  # without a batch
     inputs = [x, b.tensor(scale), b.tensor(need_stored(a["bias"]))]
     return b.emit("InstanceNormalization", inputs, b.dims(x), epsilon=a["eps"])
 

@@ -32,7 +32,13 @@ def prelu(b: Builder, a: Arguments) -> ir.Value:
 
 def same(b: Builder, a: Arguments) -> ir.Value:
     """What no affine passes, but keeps the shape."""
+    if any(_is_node(v) for k, v in a.items() if k != "input") or any(map(_is_node, a.get("rest", ()))):
+        raise Unknown  # tensors may broadcast
     return b.opaque(b.dims(b.data(a["input"])))
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, fx.Node)
 
 
 def identity(b: Builder, a: Arguments) -> ir.Value:

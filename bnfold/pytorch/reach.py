@@ -11,13 +11,16 @@ import inspect
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 _ITEMS = ".*"
+_CALLED, _ASKED, _OTHER = "called", "asked", "other"
 _LOOK_INSIDE = frozenset(
     [
         "_buffers",
@@ -39,30 +42,31 @@ _LOOK_INSIDE = frozenset(
         "state_dict",
     ]
 )
-_PLAIN = (type(None), bool, int, float, str, torch.dtype)
+PLAIN = (type(None), bool, int, float, str, torch.dtype)
 
 
-def only_called(module: nn.Module) -> list[str]:
-    """The paths of modules inside a module that its `forward` calls, and does nothing else with.
+def only_called(module: nn.Module) -> dict[str, bool]:
+    """The paths of modules inside a module that its `forward` leaves whole, and whether it only calls them:
+    it may also ask them for a plain value.
 
     Empty where the source is not at hand, or does what cannot be overlooked.
     """
-    uses: dict[str, list[bool]] = {}
+    uses: dict[str, list[str]] = {}
     try:
         for function in _reached(module):
             _need_plain(function)
             for name, whole in _uses(function, module):
                 uses.setdefault(name, []).append(whole)
     except (_Unclear, OSError, SyntaxError, TypeError):
-        return []
-    found = []
+        return {}
+    found: dict[str, bool] = {}
     for name, fine in uses.items():
         stem = name.removesuffix(_ITEMS)
         child = module._modules.get(stem)
-        if child is None or not all(fine) or (stem in uses and stem + _ITEMS in uses):
+        if child is None or _OTHER in fine or (stem in uses and stem + _ITEMS in uses):
             continue
         parts = {stem: child} if name == stem else {f"{stem}.{key}": m for key, m in child._modules.items()}
-        found += [path for path, part in parts.items() if part is not None]
+        found |= {path: _ASKED not in fine for path, part in parts.items() if part is not None}
     return found
 
 
@@ -108,6 +112,9 @@ def _reached(module: nn.Module) -> Iterator[ast.FunctionDef]:
     waiting, seen = ["forward"], {"forward"}
     while waiting:
         name = waiting.pop()
+        own = vars(module).get(name)
+        if callable(own) or any(_modules_in(own)):
+            raise _Unclear  # it was put there by code that is not looked into
         for base in type(module).__mro__:
             if name not in vars(base) or base.__module__.startswith("torch."):
                 continue
@@ -120,8 +127,24 @@ def _reached(module: nn.Module) -> Iterator[ast.FunctionDef]:
             seen |= attributes
 
 
-def _registered(module: nn.Module) -> Iterator[nn.Module | None]:
-    return (child for owner in module.modules() for child in owner._modules.values())
+def _registered(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules inside, as often as any of them is held: registered, or in a list, or by a function."""
+    for owner in module.modules():
+        for name, value in vars(owner).items():
+            if name == "_modules":
+                yield from (child for child in value.values() if child is not None)
+            elif not isinstance(value, torch.Tensor):
+                yield from _modules_in(value)
+
+
+def _modules_in(value: Any) -> Iterator[nn.Module]:
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, nn.Module):
+            yield leaf
+        elif isinstance(leaf, partial):
+            yield from _modules_in([leaf.func, leaf.args, leaf.keywords])
+        elif isinstance(getattr(leaf, "__self__", None), nn.Module):
+            yield leaf.__self__
 
 
 def _handed_on(function: ast.FunctionDef) -> Iterator[tuple[str, str]]:
@@ -168,11 +191,17 @@ def _only_read(call: ast.expr) -> str:
 
 
 def _function(member: Any) -> ast.FunctionDef | None:
-    """The source of a method or a property; None for what is neither."""
+    """The source of a method or a property; None for a plain value of the class."""
     member = getattr(member, "fget", getattr(member, "__func__", member))
     if not inspect.isfunction(member):
+        if hasattr(member, "__get__"):
+            raise _Unclear  # what asking for it does is not looked into
         return None
-    tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(member))))
+    if member.__module__.startswith("torch."):
+        return None
+    if hasattr(member, "__wrapped__"):
+        raise _Unclear
+    tree = ast.parse(textwrap.dedent(inspect.getsource(member)))
     if not isinstance(tree.body[0], ast.FunctionDef):
         raise _Unclear
     return tree.body[0]
@@ -194,18 +223,18 @@ def _need_plain(function: ast.FunctionDef) -> None:
             raise _Unclear
 
 
-def _uses(function: ast.FunctionDef, module: nn.Module) -> Iterator[tuple[str, bool]]:
-    """Each use of an attribute of `self`, and whether it leaves a module whole; items carry `_ITEMS`."""
+def _uses(function: ast.FunctionDef, module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Each use of an attribute of `self`, and what is done with it; items carry `_ITEMS`."""
     own = _own_name(function)
     called = {id(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
-    harmless = called | {id(node) for node in _looked_at(function, module)}
+    asked = {id(node) for node in _looked_at(function, module)}
     loops = dict(_loops(function, called))
     for node in ast.walk(function):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == own:
             if id(node) in loops:
-                yield node.attr + _ITEMS, loops[id(node)]
+                yield node.attr + _ITEMS, _CALLED if loops[id(node)] else _OTHER
             else:
-                yield node.attr, id(node) in harmless
+                yield node.attr, _CALLED if id(node) in called else _ASKED if id(node) in asked else _OTHER
 
 
 def _looked_at(function: ast.FunctionDef, module: nn.Module) -> Iterator[ast.expr]:
@@ -215,7 +244,7 @@ def _looked_at(function: ast.FunctionDef, module: nn.Module) -> Iterator[ast.exp
             yield node.left
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
             child = module._modules.get(node.value.attr)
-            if isinstance(getattr(child, node.attr, nn), _PLAIN):
+            if child is not None and isinstance(vars(child).get(node.attr, nn), PLAIN):
                 yield node.value
 
 

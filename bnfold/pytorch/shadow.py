@@ -173,7 +173,7 @@ class Builder:
     def tensor(self, stored: Stored, *, transposed: bool = False) -> ir.Value:
         """A constant of the module."""
         tensor = stored.tensor.cpu()
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
             raise Unknown
         slot = Slot(self.node, stored.name, transposed)
         value = self._initializer(tensor.T.contiguous() if transposed else tensor)

@@ -21,8 +21,9 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from .calls import put
+from .duplicate import cloned, duplicate
 from .shadow import Shadow, Snapshot, attributes_of
-from .trace import Traced, is_reparametrization
+from .trace import Traced, Untraceable, is_reparametrization, is_same, trace
 
 Array = NDArray[Any]
 
@@ -219,6 +220,24 @@ def operations(traced: Traced, edits: Edits) -> Mapping[fx.Node, tuple[Term, ...
     return {call: terms for call, terms in left.items() if terms is not None}
 
 
+def is_noticed(
+    piece: nn.Module,
+    traced: Traced,
+    given: Mapping[str, Any] | None,
+    operations: Mapping[fx.Node, tuple[Term, ...]],
+    edits: Edits,
+) -> bool:
+    """Whether the code of a piece would do something else if these modules changed: it may ask for their
+    class, or whether they have a bias, or hold them in a list as well."""
+    trial = duplicate(piece, type(piece).__name__, cloned)
+    operate(trial, trial, operations, edits)
+    replaced = [str(call.target) for call, terms in operations.items() if terms]
+    try:
+        return not is_same(traced, trace(trial, given, replaced))
+    except Untraceable:
+        return True
+
+
 def operate(
     root: nn.Module, piece: nn.Module, operations: Mapping[fx.Node, tuple[Term, ...]], edits: Edits
 ) -> None:
@@ -282,14 +301,13 @@ def _give(module: nn.Module, name: str, array: Array | None) -> None:
         _settle(module)
     _drop_reparametrization(module, name)
     before = getattr(module, name, None)
-    like = module.weight if before is None else before
+    like = before if before is not None else next(iter((*module.parameters(), *module.buffers())))
     if array is None:
         setattr(module, name, None)
     elif name in module._buffers:
         setattr(module, name, _tensor(array, like.device))
     else:
-        learns = like is not None and like.requires_grad
-        setattr(module, name, nn.Parameter(_tensor(array, like.device), requires_grad=learns))
+        setattr(module, name, nn.Parameter(_tensor(array, like.device), requires_grad=like.requires_grad))
     for flag in ("affine", "elementwise_affine"):
         if before is None and hasattr(module, flag):
             setattr(module, flag, True)

@@ -8,8 +8,9 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch import fx
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..report import Declined
+from ..report import Declined, Reason
 from . import axes, layers, pointwise, windows
 from .calls import Call
 from .shadow import Arguments, Builder, Shadow, Unknown
@@ -40,17 +41,28 @@ def translate(
             value = builder.argument(node, example if isinstance(example, torch.Tensor) else None)
         else:
             try:
-                if node in barred:
+                if node in barred and call is not None:
                     raise barred[node]
+                if call is None:
+                    _need_plain_norm(builder, traced)
                 value = _HANDLERS[call.name](builder, call.arguments) if call else builder.opaque()
             except Declined as declined:
-                if call is not None and call.name == "batch_norm":
+                if call is None or call.name == "batch_norm":
                     builder.shadow.declined[node] = declined
                 value = builder.opaque()
             except (Unknown, KeyError, TypeError, ValueError, IndexError):  # written in a way of its own
                 value = builder.opaque()
         builder.finish(value)
     return builder.shadow
+
+
+def _need_plain_norm(builder: Builder, traced: Traced) -> None:
+    """A BatchNorm that is called and not known does something of its own, which has to be said."""
+    node = builder.node
+    module = traced.root.get_submodule(node.target) if node.op == "call_module" else None
+    if isinstance(module, _BatchNorm) and node.target not in traced.opaque:
+        kind = type(module).__name__
+        raise Declined(Reason.IN_CODE, f"{builder.called!r} is a {kind}, which does more than torch's own")
 
 
 _HANDLERS: dict[str, Callable[[Builder, Arguments], ir.Value]] = {

@@ -12,7 +12,7 @@ def max_pool(b: Builder, a: Arguments) -> ir.Value:
     if a.get("return_indices"):
         raise Unknown
     x = b.data(a["input"])
-    k = _spatial(b, x)
+    k = _need_spatial(b, x, a)
     kernel = per_axis(a["kernel_size"], k)
     return b.emit(
         "MaxPool",
@@ -30,7 +30,7 @@ def avg_pool(b: Builder, a: Arguments) -> ir.Value:
     if a.get("divisor_override") is not None:
         raise Unknown
     x = b.data(a["input"])
-    k = _spatial(b, x)
+    k = _need_spatial(b, x, a)
     kernel = per_axis(a["kernel_size"], k)
     return b.emit(
         "AveragePool",
@@ -48,7 +48,7 @@ def adaptive_avg_pool(b: Builder, a: Arguments) -> ir.Value:
     """Each result is an average of data, so as for an affine it is a Resize."""
     x = b.data(a["input"])
     dims = b.need_dims(x)
-    sizes = per_axis(a["output_size"], len(dims) - 2)
+    sizes = per_axis(a["output_size"], _need_spatial(b, x, a))
     if all(size == 1 for size in sizes):
         return b.emit("GlobalAveragePool", [x], (*dims[:2], *sizes))
     out = (*dims[:2], *(b.free(1)[0] if size is None else size for size in sizes))
@@ -58,7 +58,7 @@ def adaptive_avg_pool(b: Builder, a: Arguments) -> ir.Value:
 def adaptive_max_pool(b: Builder, a: Arguments) -> ir.Value:
     x = b.data(a["input"])
     dims = b.need_dims(x)
-    sizes = per_axis(a["output_size"], len(dims) - 2)
+    sizes = per_axis(a["output_size"], _need_spatial(b, x, a))
     if a.get("return_indices") or any(size != 1 for size in sizes):
         raise Unknown
     return b.emit("GlobalMaxPool", [x], (*dims[:2], *sizes))
@@ -132,8 +132,13 @@ def padded(b: Builder, x: ir.Value, pads: list[int], mode: str, k: int) -> ir.Va
     return b.emit("Pad", [x, b.number(every)], out, mode=_PAD_MODES[mode])
 
 
-def _spatial(b: Builder, x: ir.Value) -> int:
-    return len(b.need_dims(x)) - 2
+def _need_spatial(b: Builder, x: ir.Value, a: Arguments) -> int:
+    """The number of axes behind the channels, if it is what the call is for: torch takes an axis less for
+    data without a batch."""
+    dims = b.need_dims(x)
+    if a.get("dimensions") != len(dims) - 2:
+        raise Unknown
+    return len(dims) - 2
 
 
 def _pooled(b: Builder, x: ir.Value) -> Dims:
