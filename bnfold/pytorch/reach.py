@@ -244,7 +244,7 @@ def _looked_at(function: ast.FunctionDef, module: nn.Module) -> Iterator[ast.exp
             yield node.left
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
             child = module._modules.get(node.value.attr)
-            if child is not None and isinstance(vars(child).get(node.attr, nn), PLAIN):
+            if child is not None and isinstance(getattr(child, node.attr, nn), PLAIN):
                 yield node.value
 
 
