@@ -313,7 +313,6 @@ MUTANTS = [
     M("pytorch/aliases", "nobody reads what was changed", "storages[place.node] & touched:", "False:"),
     M("pytorch/aliases", "edits share nothing new", "return {call for call, place in places.items() if",
       "return {call for call, place in places.items() if False and"),
-    M("pytorch/axes", "a rest is what the whole is", "left.remove(size)", "pass"),
     M("pytorch/axes", "a slice has the size of the whole", "len(range(size)[cut])", "size"),
     M("pytorch/calls", "a subclass is what its base is", "getattr(own, name) is getattr(kind, name)", "True"),
     M("pytorch/calls", "a replaced forward is no matter", '"forward" in vars(module) or', ""),

@@ -26,7 +26,10 @@ ROOT = Path(__file__).parent.parent
         ("m.onnx", b"\x08\x0a\x12\x07pytorch", False),
         ("m.bin", b"PK\x03\x04rest", True),
         ("m.bin", b"\x80\x02\x8a\x0al\xfc", True),
-        ("m.bin", (40).to_bytes(8, "little") + b'{"a":{}}', True),
+        ("m.bin", (8).to_bytes(8, "little") + b'{"a":{}}', True),
+        ("m.bin", (9).to_bytes(8, "little") + b'{"a":{}}', False),
+        # A graph of 2 MB, whose first node has 123 bytes: a brace
+        ("m.onnx", bytes.fromhex("08093aa2a290010a7b") + bytes(100), False),
         ("m.bin", b"", False),
         ("m.bin", b"\x80 text", False),
     ],

@@ -23,6 +23,8 @@ from torch import nn  # noqa: E402  # only where torch is
 from bnfold.errors import InputError  # noqa: E402
 from bnfold.pytorch import archive, pickles  # noqa: E402
 from bnfold.pytorch.archive import Kind, identify  # noqa: E402
+from bnfold.pytorch.failure import recorded  # noqa: E402
+from bnfold.pytorch.grammar import Unplain, need_plain_fields  # noqa: E402
 from bnfold.pytorch.load import load_torch  # noqa: E402
 from bnfold.pytorch.plain import need_plain  # noqa: E402
 from bnfold.pytorch.quiet import quiet  # noqa: E402
@@ -150,6 +152,19 @@ def size(small: Path, target: Path, mark: Path) -> str:
     return "is no plain expression"
 
 
+def text_in_a_size(small: Path, target: Path, mark: Path) -> str:
+    """Of a string among the arguments of its classes sympy makes an expression: by evaluating it."""
+    command = "+".join(f"chr({ord(letter)})" for letter in f"touch {mark}")
+
+    def edit(program: Any) -> None:
+        for value in program["graph_module"]["graph"]["sym_int_values"].values():
+            text = f"__import__(chr(111)+chr(115)).system({command})"
+            value["as_expr"]["expr_str"] = f"Max('{text}', Integer(1))"
+
+    rewritten(small, target, {MODEL: edited(edit)})
+    return "is no plain expression"
+
+
 def name(small: Path, target: Path, mark: Path) -> str:
     evil = f"x=[{code(mark)}][0]"
 
@@ -211,6 +226,7 @@ CRAFTS: dict[str, Craft] = {
     "an opaque constant": opaque_constant,
     "weights of an older version": old_weights,
     "a size": size,
+    "a text in a size": text_in_a_size,
     "a name": name,
     "a guard": guard,
     "an enum in a tree": enum_key,
@@ -326,6 +342,19 @@ class TestUnplain:
             "x.system(1)",
             "(y := 1)",
             "1\n",
+            "Symbol('f(x)')",
+            "Max('1', 2)",
+            "Max(*['1'])",
+            "Add(('1', '2')[0], 3)",
+            "Integer('9**9')",
+            "'1' + '2'",
+            "Max(b'1', 2)",
+            "math.factorial(10)",
+            "floor(1e9999999)",
+            "floor(Float('1e9999999'))",
+            "Float('0.1', precision=1000000)",
+            "Max(1, **x)",
+            "1 + " * 6000 + "1",
         ],
     )
     def test_expressions(self, text: str, small: Path, tmp_path: Path) -> None:
@@ -333,6 +362,42 @@ class TestUnplain:
         rewritten(small, tmp_path / "m.pt2", {MODEL: edit})
         with pytest.raises(InputError, match="is no plain expression"):
             need_plain(str(tmp_path / "m.pt2"))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "9**9**9",
+            "Pow(Integer(9), Pow(Integer(9), Integer(9)))",
+            "Pow(Pow(Pow(9, 60), 60), 60)",
+            "PowByNatural(Symbol('s0'), Symbol('s0'))",
+            "Pow(2, exp=9999)",
+            "pow(9, Integer(9999999999))",
+            "pow(9, 3, 99)",
+            "FloatPow(9, Float('1e300'))",
+            "Pow(9, Rational(99, 1))",
+            "1 << 9999999999",
+            "LShift(1, 9999999999)",
+            "round(5, -9999999999)",
+        ],
+    )
+    def test_powers_that_do_not_end(self, text: str) -> None:
+        with pytest.raises(Unplain, match=r"holds powers whose computation may not end|no plain expression"):
+            need_plain_fields(text, "expr_str")
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "Symbol('s77', positive=True, integer=True)",
+            "Pow(Symbol('s0'), Integer(-2))",
+            "Pow(Add(Pow(Symbol('s0'), Rational(1, 2)), Integer(1)), 2, evaluate=False)",
+            "FloatPow(ToFloat(Symbol('s0')), Float('0.5', precision=53))",
+            "L['a b'].size()[0]**2 <= 2**31 and L['x'].size()[1] << 3 > -1",
+            "math.ceil(1.5e3 * L['x'].size()[0])",
+            "Float('-1.5e-7', precision=53) + Float('inf')",
+        ],
+    )
+    def test_arithmetic(self, text: str) -> None:
+        need_plain_fields(text, "expr_str")
 
     @pytest.mark.parametrize(
         "target",
@@ -628,6 +693,91 @@ class TestIdentify:
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(InputError, match="is no regular file"):
             identify(str(tmp_path / "pipe"))
+
+
+def packed(source: Path, target: Path, blanks: int = 0, suffix: str = "") -> Path:
+    """The archive, compressed, with blanks behind some entries."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            more = b" " * blanks if suffix and name.endswith(suffix) else b""
+            new.writestr(name, old.read(name) + more)
+    return target
+
+
+class TestBombs:
+    """Small files that would fill the memory."""
+
+    LARGE = 80 << 20
+
+    def test_an_archive(self, small: Path, tmp_path: Path) -> None:
+        path = packed(small, tmp_path / "m.pt2", self.LARGE, "model.json")
+        with pytest.raises(InputError, match=r"cut off or damaged \(it has \d+ bytes, and claims to hold 83"):
+            identify(str(path))
+
+    def test_an_archive_in_an_archive(self, small: Path, tmp_path: Path) -> None:
+        """Its sample inputs are a file of torch.save, stored without compression."""
+        (tmp_path / "inputs").write_bytes(saved(((torch.ones(2),), {})))
+        bomb = packed(tmp_path / "inputs", tmp_path / "bomb", self.LARGE, "data.pkl").read_bytes()
+        rewritten(small, tmp_path / "m.pt2", {SAMPLE: lambda _: bomb})
+        with pytest.raises(
+            InputError, match=r"sample_inputs/model\.pt: it has .* bytes, and claims to hold 83"
+        ):
+            load_torch(tmp_path / "m.pt2")
+
+    def test_compressed_weights(self, tmp_path: Path) -> None:
+        """torch maps what is in the file, and so takes compressed bytes for weights."""
+        torch.save(nn.Linear(4, 4).state_dict(), tmp_path / "m.pt")
+        with pytest.raises(InputError, match=r"its entry m/data\.pkl is compressed, which torch never does"):
+            identify(str(packed(tmp_path / "m.pt", tmp_path / "packed.pt")))
+
+    def test_torchscript_compresses_its_code(self, tmp_path: Path) -> None:
+        with quiet():
+            torch.jit.save(torch.jit.script(nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU())), tmp_path / "m.pt")
+        with zipfile.ZipFile(tmp_path / "m.pt") as file:
+            assert any(entry.compress_type == zipfile.ZIP_DEFLATED for entry in file.infolist())
+        assert identify(str(tmp_path / "m.pt")) is Kind.TORCHSCRIPT
+        archive.need_intact(str(tmp_path / "m.pt"))
+
+
+class TestIntact:
+    def test_a_flipped_bit(self, small: Path, tmp_path: Path) -> None:
+        data, weight = bytearray(small.read_bytes()), Small().conv.weight
+        with torch.no_grad(), zipfile.ZipFile(small) as file:
+            where = data.index(file.read(f"{small.stem}/data/weights/weight_0"))
+        data[where + 4 * weight.numel() // 2] ^= 1
+        (tmp_path / "m.pt2").write_bytes(data)
+        torch.export.load(tmp_path / "m.pt2")  # torch does not see it
+        with pytest.raises(InputError, match=r"cut off or damaged \(Bad CRC-32 for file 'small/data/weights"):
+            load_torch(tmp_path / "m.pt2")
+
+    def test_files_without_checksums(self, tmp_path: Path) -> None:
+        torch.serialization.set_crc32_options(False)
+        try:
+            torch.save(nn.Linear(4, 4).state_dict(), tmp_path / "m.pt")
+        finally:
+            torch.serialization.set_crc32_options(True)
+        archive.need_intact(str(tmp_path / "m.pt"))
+
+
+class TestRecorded:
+    """The lines that a program names: only files that Python has read itself are looked into."""
+
+    def told(self, file: str, number: int = 1) -> str:
+        node = torch.fx.Graph().placeholder("x")
+        node.meta["stack_trace"] = f'  File "{file}", line {number}, in forward\n'
+        try:
+            raise ValueError
+        except ValueError as error:
+            return recorded(error)
+
+    def test_of_code_that_runs(self) -> None:
+        assert self.told(__file__, 3) == f"at {__file__}:3: `from __future__ import annotations`"
+
+    def test_of_any_other_file(self, tmp_path: Path) -> None:
+        (tmp_path / "secret").write_text("secret\n")
+        os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+        for name in ("secret", "pipe"):
+            assert self.told(str(tmp_path / name)) == f"at {tmp_path / name}:1"
 
 
 class TestPickles:

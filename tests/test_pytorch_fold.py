@@ -292,6 +292,14 @@ class TestThroughTheNet:
 
         check(Calls(forward, conv=nn.Conv2d(3, 8, 1), norm=nn.BatchNorm2d(4)), data(*IMAGE))
 
+    @pytest.mark.parametrize("channels", [slice(1, 3), slice(None, -2), slice(-3, None)], ids=str)
+    def test_some_of_the_channels(self, channels: slice) -> None:
+        def forward(m: Any, x: torch.Tensor) -> Any:
+            return m.norm(m.conv(x)[:, channels])
+
+        count = len(range(4)[channels])
+        check(Calls(forward, conv=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(count)), data(*IMAGE))
+
     @pytest.mark.parametrize(
         "norm", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), nn.LayerNorm(11)], ids=str
     )
@@ -364,6 +372,14 @@ class TestCode:
                 return F.conv2d(x, self.weight.clamp(-0.1, 0.1), self.bias)
 
         check(nn.Sequential(Clamped(3, 4, 3), nn.BatchNorm2d(4)), data(*IMAGE))
+
+    def test_a_weight_that_is_drawn(self) -> None:
+        class Noisy(nn.Conv2d):
+            def forward(self, x: torch.Tensor) -> Any:
+                return F.conv2d(x, self.weight + torch.rand_like(self.weight), self.bias)
+
+        _, report = fold_module(trained(nn.Sequential(Noisy(3, 4, 3), nn.BatchNorm2d(4))))
+        assert report.after.batchnorms == 1
 
     def test_optional_arguments(self) -> None:
         class Optional(nn.Module):

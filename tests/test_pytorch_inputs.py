@@ -120,7 +120,7 @@ class TestBind:
 
     def test_equal_names_are_equal_sizes_and_others_differ(self) -> None:
         call = bound(["x:float32[N,3,H,W]", "mask:bool[N,H]"], x_mask)
-        image, mask = call.examples()[0]
+        image, mask = next(call.examples())
         n, _, h, w = image.shape
         assert (n, h) == tuple(mask.shape)
         assert n > 1, "torch would take a size of 1 for one that never changes"

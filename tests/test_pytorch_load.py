@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -107,6 +108,12 @@ class Hollow(Net):
         with torch.device("meta"):
             super().__init__()
             self.register_buffer("steps", torch.ones(3), persistent=False)
+
+def parallel():
+    return nn.DataParallel(torch.compile(Net(), backend="eager"))
+
+def uncalled():
+    return Net
 
 instance = Net()
 uncopied = Uncopied()
@@ -324,7 +331,54 @@ class TestStateDicts:
     def test_no_value_is_lost_silently(self) -> None:
         """Something in the checkpoint that is no tensor."""
         state = dict(net().state_dict()) | {"epoch": 3}
-        assert "1 name unexpected (epoch)" in refused(saved(state))
+        assert refused(saved(state)).endswith(
+            "1 name unexpected (epoch); epoch is an int, no weight: save the state dict alone"
+        )
+
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [
+            (None, "is None, but a tensor in the module; save it as one"),
+            (3.5, "is a float, but a tensor in the module; save it as one"),
+            (
+                torch.eye(4).to_sparse(),
+                "is a sparse tensor (sparse_coo), and the module takes dense ones; save it as .to_dense()",
+            ),
+        ],
+    )
+    def test_what_is_no_dense_tensor(self, value: Any, said: str) -> None:
+        state = dict(net().state_dict()) | {"bn.weight": value}
+        assert refused(saved(state)) == f"weights.pth: 'bn.weight' {said}"
+
+    def test_values_of_numpy(self) -> None:
+        path = saved({"state_dict": net().state_dict(), "best": np.float64(0.5)})
+        assert refused(path).startswith("weights.pth: holds values of numpy (numpy._core.multiarray.scalar")
+
+    def test_names_without_end(self) -> None:
+        assert f"1 name unexpected ({'x' * 99}…)" in refused(
+            saved(dict(net().state_dict()) | {"x" * 10**6: torch.ones(1)})
+        )
+
+    def test_a_flipped_bit(self) -> None:
+        """torch maps weights without a look at their checksum."""
+        path = saved({"pad": torch.zeros(1)} | net().state_dict())
+        data = bytearray(Path(path).read_bytes())
+        data[
+            data.index(net_bytes := torch.load(path)["conv.weight"].numpy().tobytes()) + len(net_bytes) // 2
+        ] ^= 1
+        Path(path).write_bytes(data)
+        assert "cut off or damaged (Bad CRC-32 for file 'weights/data/1')" in refused(path)
+
+    def test_safetensors_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = safetensors(net().state_dict())
+        monkeypatch.setitem(sys.modules, "safetensors", None)
+        assert refused(path) == (
+            "weights.safetensors: needs safetensors, which is not installed; pip install 'bnfold[torch]'"
+        )
+
+    def test_no_name_and_the_folder(self) -> None:
+        assert refused("") == "the name of the model is empty; give the path of a file"
+        assert refused(".").startswith(".: is a folder; give ")
 
     def test_counters_do_not_matter(self) -> None:
         module = net()
@@ -417,6 +471,16 @@ class TestFactories:
         assert loaded.name == factory
         assert loaded.notes == (f"no file of weights: those that {factory} gave the module are used",)
 
+    def test_what_is_in_a_wrapper(self) -> None:
+        inside = "the module inside DataParallel and OptimizedModule is taken"
+        loaded = load(factory="usernet:parallel")
+        assert type(loaded.program).__name__ == "Net"
+        assert loaded.notes[0] == inside
+        module = net()
+        loaded = load(saved(nn.DataParallel(module).state_dict()), factory="usernet:parallel")
+        assert same(loaded.program, module)
+        assert loaded.notes == (inside, "prefix 'module.' stripped from 7 names of weights.pth")
+
     def test_an_instance_of_the_users_is_left_alone(self) -> None:
         instance = load(factory="usernet:instance").program
         before = {key: value.clone() for key, value in instance.state_dict().items()}
@@ -436,6 +500,7 @@ class TestFactories:
             ("usernet:leave", f"raised SystemExit: 2 (at {line('raise SystemExit')})"),
             ("usernet:nothing", "returned None; it has to return a torch.nn.Module"),
             ("usernet:several", "returned a tuple of (Net, str); it has to return a torch.nn.Module"),
+            ("usernet:uncalled", "returned the class Net itself; it has to return a torch.nn.Module"),
             ("usernet:number", "is an int; name a function that returns a torch.nn.Module"),
             (
                 "usernet:nett",

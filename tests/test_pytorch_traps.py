@@ -169,7 +169,8 @@ class Between(Pair):
     def forward(self, x: Any) -> Any:
         y = self.conv(x)
         z = self.norm(y)
-        return self.last(z) + self.happens[0](self, y)
+        happened = self.happens[0](self, y)
+        return self.last(z) + happened
 
 
 class Clamping(nn.Module):
@@ -353,7 +354,7 @@ TRAPS = [
     Trap(ByGradients),
     Trap(hooked_block),
     Trap(lambda: Between(lambda m, y: m.inner(y), inner=Clamping())),
-    Trap(lambda: Between(lambda m, y: torch.mul(y.detach() * 1, 2.0, out=y))),
+    Trap(lambda: Between(lambda m, y: torch.mul(y + 0, 2.0, out=y))),
     Trap(lambda: Between(lambda m, y: torch.ops.aten.mul_.Tensor(y, 2.0))),
     Trap(lambda: Between(lambda m, y: doubled(y))),
     Trap(lambda: Between(assigned)),
