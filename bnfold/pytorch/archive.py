@@ -10,8 +10,9 @@ import os
 import re
 import stat
 import zipfile
+import zlib
 from enum import StrEnum
-from typing import Final
+from typing import BinaryIO, Final
 
 from ..errors import InputError
 
@@ -19,6 +20,11 @@ LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 """What torch.save wrote first before it wrote ZIP archives (torch < 1.6): a pickled integer."""
 
 _HEAD_BYTES = 1024
+_CHUNK_BYTES = 1 << 20
+_INFLATED_BYTES = 1 << 26
+"""What an archive may hold beyond its own size: torch.jit.save compresses code, and nothing else is."""
+_DAMAGED = (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError)
+"""What Python raises for an archive that it cannot list."""
 
 
 class Kind(StrEnum):
@@ -53,21 +59,56 @@ def names(path: str) -> list[str]:
     Raises:
         InputError: It is cut off or damaged.
     """
-    try:
-        with zipfile.ZipFile(path) as file:
-            found = file.infolist()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
-        raise damaged(path, error) from None
+    return [entry.filename for entry in _entries(path)]
+
+
+def entries(file: BinaryIO) -> list[zipfile.ZipInfo]:
+    """The entries of an archive that memory has room for; none of them is read.
+
+    Raises:
+        ValueError: It is cut off, or made to fill the memory.
+        zipfile.BadZipFile, EOFError, NotImplementedError: It is damaged.
+    """
+    with zipfile.ZipFile(file) as archive:
+        found = archive.infolist()
     # Of an archive that is cut off, Python reads the last one inside it.
     if found and min(entry.header_offset for entry in found) > 0:
-        raise damaged(path, ValueError("its end is missing"))
-    return [entry.filename for entry in found]
+        raise ValueError("its end is missing")
+    held, size = sum(entry.file_size for entry in found), file.seek(0, os.SEEK_END)
+    if held > size + _INFLATED_BYTES:
+        raise ValueError(f"it has {size} bytes, and claims to hold {held}")
+    return found
+
+
+def need_intact(path: str) -> None:
+    """Hold an archive against its own checksums: torch does not, and takes a flipped bit for a weight.
+
+    Raises:
+        InputError: With the entry that is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            for entry in file.infolist():
+                if entry.CRC:  # torch.serialization.set_crc32_options(False) writes none
+                    with file.open(entry) as stream:
+                        while stream.read(_CHUNK_BYTES):
+                            pass
+    except (*_DAMAGED, RuntimeError, zlib.error) as error:
+        raise damaged(path, error) from None
 
 
 def damaged(path: str, error: BaseException) -> InputError:
     """The error for a file that is what it seems to be, but cannot be read to the end."""
     said = (str(error).splitlines() or [type(error).__name__])[0][:160]
     return InputError(f"{path}: is cut off or damaged ({said.rstrip('.')}); copy or save it again")
+
+
+def _entries(path: str) -> list[zipfile.ZipInfo]:
+    try:
+        with open(path, "rb") as file:
+            return entries(file)
+    except _DAMAGED as error:
+        raise damaged(path, error) from None
 
 
 def _head(path: str) -> tuple[bytes, int]:
@@ -100,7 +141,19 @@ def _inside(folder: str) -> str:
 
 
 def _zipped(path: str) -> Kind:
-    entries = names(path)
+    found = _entries(path)
+    kind = _kind(path, [entry.filename for entry in found])
+    written = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED if kind is Kind.TORCHSCRIPT else zipfile.ZIP_STORED}
+    packed = [entry.filename for entry in found if entry.compress_type not in written]
+    if packed:
+        raise InputError(
+            f"{path}: its entry {packed[0]} is compressed, which torch never does, nor can map into memory; "
+            "save it again, or unpack it and pack it without compression"
+        )
+    return kind
+
+
+def _kind(path: str, entries: list[str]) -> Kind:
     inner = {name.partition("/")[2] for name in entries}
     # In this order: a program may hold whatever it likes, and `plain` then refuses it.
     if "archive_format" in inner or "serialized_exported_program.json" in entries:

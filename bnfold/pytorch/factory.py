@@ -211,6 +211,10 @@ def described(value: object) -> str:
     if isinstance(value, tuple | list):
         inside = ", ".join(type(v).__name__ for v in value[:4])
         return f"a {type(value).__name__} of ({inside})" if inside else f"an empty {type(value).__name__}"
+    if isinstance(value, type):
+        return f"the class {value.__qualname__} itself"
+    if isinstance(value, Mapping) and not value:
+        return f"an empty {type(value).__name__}"
     name = type(value).__qualname__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 

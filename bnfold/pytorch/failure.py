@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 import os
 import re
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+
+RAISED = (Exception, SystemExit)
+"""What a module may raise: code that ends the process must not end ours, least of all with success."""
 
 _NOT_THE_USERS = (
     os.path.dirname(os.path.abspath(torch.__file__)),
@@ -25,7 +29,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m|\[96m|\[0m")
 
 def told(error: BaseException) -> str:
     """The first line of what an exception says, or its type if it says nothing."""
-    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    lines = [one.strip() for one in _COLOURS.sub("", str(error)).splitlines() if one.strip()]
     return lines[0][:_LONGEST].rstrip(".") if lines else type(error).__name__
 
 
@@ -37,15 +41,15 @@ def where(error: BaseException, module: nn.Module) -> str:
         module: What was called.
     """
     paths = {id(part): (path, type(part).__name__) for path, part in module.named_modules()}
-    line = layer = ""
+    place = layer = ""
     for frame, number in _frames(error):
         here = paths.get(id(frame.f_locals.get("self")))
         if here is not None and here[0]:
             layer = f"in '{here[0]}' ({here[1]})"
         file = frame.f_code.co_filename
         if is_users(file):
-            line = _line(file, number)
-    return ", ".join(filter(None, (layer, line)))
+            place = line(file, number)
+    return ", ".join(filter(None, (layer, place)))
 
 
 def is_users(file: str) -> bool:
@@ -63,10 +67,10 @@ def recorded(error: BaseException) -> str:
     for frame, _ in _frames(error):
         node = frame.f_locals.get("node")
         if isinstance(node, fx.Node):
-            found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+            found = re.findall(r'File "([^"\n]{1,500})", line (\d{1,7})', node.meta.get("stack_trace") or "")
             for file, number in reversed(found):
                 if is_users(file):
-                    return _line(file, int(number))
+                    return line(file, int(number))
     return ""
 
 
@@ -78,9 +82,16 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def _line(file: str, number: int) -> str:
-    source = linecache.getline(file, number).strip()
+def line(file: str, number: int) -> str:
+    """A line of the user's, as a place in a message."""
+    source = linecache.getline(file, number).strip() if _is_known(file) else ""
     return f"at {file}:{number}" + (f": `{source}`" if source else "")
+
+
+def _is_known(file: str) -> bool:
+    """Whether Python itself reads a file: a program that was loaded may name any, which is not opened."""
+    files = (getattr(module, "__dict__", {}).get("__file__") for module in list(sys.modules.values()))
+    return file in linecache.cache or file in files
 
 
 def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:

@@ -2,11 +2,13 @@
 
 torch (2.13) hands these fields of a program to an interpreter, while loading or when the program is used:
 
-- `expr_str` of symbolic sizes: sympy evaluates it as Python;
+- `expr_str` of symbolic sizes: sympy evaluates it as Python, and the strings in it once more;
 - names of values, nodes and arguments: they are pasted into the source of `forward`;
 - `guards_code`, and strings among the inputs: pasted into the source of a function that checks inputs;
 - tree specifications: they import the module of an enum or a `defaultdict`, and call what they find there;
 - targets of nodes: any attribute of torch, among the operators some that read and write files.
+
+The same for arithmetic that would not end: `9**9**9` is evaluated, too.
 
 Each field keeps to a small grammar instead; what does not is refused, not repaired.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -92,44 +95,110 @@ _CALLED = re.compile(
     r"|abs|bool|float|int|max|min|pow|round|cast_symbool_to_symint_guardless"
 )
 _METHODS = {"size", "stride", "storage_offset", "dim", "numel"}
+_MATH = {"ceil", "floor", "trunc", "sqrt", "exp", "log", "log2"} | {
+    f"{inverse}{name}{kind}" for inverse in ("", "a") for name in ("sin", "cos", "tan") for kind in ("", "h")
+}
 _NODES = (
     *(ast.Expression, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Compare, ast.IfExp, ast.Call, ast.keyword),
     *(ast.Name, ast.Load, ast.Constant, ast.Subscript, ast.Attribute, ast.Tuple, ast.List),
     *(ast.operator, ast.unaryop, ast.boolop, ast.cmpop),
 )
+_NUMBER = re.compile(r"[+-]?[\d.]+(?:[eE][+-]?\d+)?|[+-]?(?:inf|nan)")
+# Only these take a string for what it is; sympy's other classes evaluate it.
+_STRINGS = {"Symbol": _IDENTIFIER} | dict.fromkeys(("Integer", "Float", "Rational"), _NUMBER)
+# All arguments but the first make numbers long, and so do the operators.
+_GROWING = {"Pow", "PowByNatural", "FloatPow", "pow", "LShift", "RShift", "round", "RoundDecimal"}
+_GROWN = (ast.Pow, ast.LShift, ast.RShift)
+_LARGEST = 64  # that they may be, multiplied where they are nested
+_LONGEST = 1 << 20  # characters; sizes of windows in windows take thousands
+# Python and sympy write such numbers out as integers.
+_LONG_NUMBER = re.compile(r"[\d.][eE][+-]?[\d_]{4}")
 
 
 def _need_expression(text: str) -> None:
     """Arithmetic on sizes: `Mul(Integer(2), Symbol('s0'))`, `L['x'].size()[2] >= 3`."""
     # A comment or a line break would end elsewhere once the text is pasted into other text.
-    if re.search(r"[#\n\r\\\"{};]", text):
+    if len(text) > _LONGEST or re.search(r"[#\n\r\\\"{};]", text) or _LONG_NUMBER.search(text):
         raise Unplain(f"{_quoted(text)} is no plain expression")
     try:
         tree = ast.parse(text, mode="eval")
-    except (SyntaxError, ValueError, MemoryError):
+        grows = _growth(tree)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise Unplain(f"{_quoted(text)} is no plain expression") from None
-    for node in ast.walk(tree):
-        if not isinstance(node, _NODES) or not _is_plain(node):
+    nodes = list(ast.walk(tree))
+    strings = {id(string) for node in nodes for string in _strings(node)}
+    for node in nodes:
+        text_elsewhere = (
+            isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in strings
+        )
+        if not isinstance(node, _NODES) or not _is_plain(node) or text_elsewhere:
             raise Unplain(f"{_quoted(text)} is no plain expression")
+    if grows > _LARGEST:
+        raise Unplain(f"{_quoted(text)} holds powers whose computation may not end")
 
 
 def _is_plain(node: ast.AST) -> bool:
     match node:
-        case ast.Constant(value=str() as text):
-            return _TEXT.fullmatch(text) is not None
         case ast.Call(func=ast.Name(id=name)):
             return _CALLED.fullmatch(name) is not None
-        case ast.Call(func=ast.Attribute(value=ast.Name(id="math"))):
-            return True
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="math"), attr=name)):
+            return name in _MATH
         case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr=name)):
             return name.startswith("sym_")
         case ast.Call(func=ast.Attribute(attr=name)):
             return name in _METHODS
         case ast.Call():
             return False
+        case ast.keyword(arg=str(), value=ast.Constant(value=int() as value)):  # positive=True, precision=53
+            return value <= _LARGEST
+        case ast.keyword():
+            return False
+        case ast.Constant(value=value):
+            return value is None or isinstance(value, str | int | float)
         case ast.Attribute(attr=name):
             return not name.startswith("_")
     return True
+
+
+def _strings(node: ast.AST) -> Iterator[ast.Constant]:
+    """The strings of a node that stay strings: names of symbols, numbers, keys of inputs."""
+    match node:
+        case ast.Call(func=ast.Name(id=name), args=[ast.Constant(value=str() as text) as found]):
+            if name in _STRINGS and _STRINGS[name].fullmatch(text):
+                yield found
+        case ast.Subscript(slice=ast.Constant(value=str() as text) as found):
+            if _TEXT.fullmatch(text):
+                yield found
+
+
+def _growth(node: ast.AST) -> float:
+    """How often a number in it is multiplied by itself at most: what is raised twice is so by the product."""
+    by: list[ast.expr] = []
+    match node:
+        case ast.BinOp(op=op, right=right) if isinstance(op, _GROWN):
+            by = [right]
+        case ast.Call(func=ast.Name(id=name), args=[_, *others], keywords=more) if name in _GROWING:
+            by = [*others, *(keyword.value for keyword in more)]
+    inner = max(map(_growth, ast.iter_child_nodes(node)), default=1.0)
+    return inner * math.prod(max(1.0, _size(exponent)) for exponent in by)
+
+
+def _size(node: ast.AST) -> float:
+    """How large a number is, without its sign; infinite when it is not written out."""
+    match node:
+        case ast.Constant(value=int() | float() as value):
+            return abs(value)
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
+            return _size(operand)
+        case ast.Call(func=ast.Name(id="Integer"), args=[argument]):
+            return _size(argument)
+        case ast.Call(
+            func=ast.Name(id="Rational"), args=[ast.Constant(value=int() as above), ast.Constant(value=int())]
+        ):
+            return abs(above)
+        case ast.Call(func=ast.Name(id="Float"), args=[ast.Constant(value=str() as text)]):
+            return abs(float(text))  # what is no number is a ValueError
+    return math.inf
 
 
 def _need_tree(text: str) -> None:

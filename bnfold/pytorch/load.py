@@ -85,10 +85,26 @@ def _built(factory: str | None, arguments: Any, state_key: str | None) -> Loaded
         raise InputError("there is no model: give a file, or a function that builds one with --model")
     if state_key is not None:
         raise InputError(f"--state-key {state_key}: there is no file of weights to look into; give one")
-    module = build(factory, arguments).module
+    module, notes = _bare(build(factory, arguments).module)
     if isinstance(module, torch.jit.ScriptModule):
         scripted.need_evaluation(module, factory)
-    return Loaded(factory, module, (f"no file of weights: those that {factory} gave the module are used",))
+    used = f"no file of weights: those that {factory} gave the module are used"
+    return Loaded(factory, module, (*notes, used))
+
+
+def _bare(module: Any) -> tuple[Any, tuple[str, ...]]:
+    """The module in what distributes or compiles it, neither of which can be exported; and a note on that."""
+    wrappers = []
+    while True:
+        if isinstance(module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+            inner = module.module
+        else:
+            inner = getattr(module, "_orig_mod", None)  # torch.compile
+        if not isinstance(inner, torch.nn.Module) or inner is module:
+            break
+        wrappers.append(type(module).__name__)
+        module = inner
+    return module, (f"the module inside {' and '.join(wrappers)} is taken",) if wrappers else ()
 
 
 def _need_own_code(path: str, kind: Kind, factory: str | None, arguments: Any, state_key: str | None) -> None:
@@ -99,6 +115,7 @@ def _need_own_code(path: str, kind: Kind, factory: str | None, arguments: Any, s
 
 
 def _program(path: str, *, unsafe_pickle: bool) -> Loaded:
+    archive.need_intact(path)
     if not unsafe_pickle:
         plain.need_plain(path)
     overheard = _Overheard()
@@ -163,12 +180,13 @@ def _weights(
     checkpoint = state_dict.read(path, kind, unsafe_pickle=unsafe_pickle)
     found = state_dict.select(checkpoint, state_key, path)
     if built is None:
-        return Loaded(path, _need_module(found, path, arguments), found.notes)
-    module = _own(built, str(factory))
+        module, inside = _bare(_need_module(found, path, arguments))
+        return Loaded(path, module, (*found.notes, *inside))
+    module, inside = _bare(_own(built, str(factory)))
     if isinstance(found.state, torch.nn.Module):
         found = replace(found, state=found.state.state_dict())
     notes = state_dict.fill(module, found, path)
-    return Loaded(path, module, (*found.notes, *notes))
+    return Loaded(path, module, (*found.notes, *inside, *notes))
 
 
 def _need_module(found: state_dict.Found, path: str, arguments: Any) -> Any:

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import torch
 
-from .factory import said
+from .factory import described, said
 
 _SHOWN: Final = 3  # names in a message
+_LONGEST: Final = 100  # characters of each
 _COMPARED: Final = 1000  # names that may be what was meant
 
 
@@ -66,6 +67,11 @@ class Misfit:
         if not self.missing and not self.unexpected:
             return "was the module built with other arguments? give them with --model-args"
         if not self.missing:
+            odd = [key for key in self.unexpected if not isinstance(self.state[key], torch.Tensor)]
+            if odd:
+                return (
+                    f"{few(odd[:1])} is {described(self.state[odd[0]])}, no weight: save the state dict alone"
+                )
             return "the module has fewer parts than the one that was saved"
         if not self.unexpected:
             return "the file holds a part of the module only"
@@ -100,7 +106,8 @@ def _front(names: list[str], others: Mapping[str, Any]) -> str:
 
 def few(names: list[str]) -> str:
     """The first of many names."""
-    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    shown = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names[:_SHOWN]]
+    return ", ".join(shown) + (", …" if len(names) > _SHOWN else "")
 
 
 def counted(number: int, what: str) -> str:

@@ -124,6 +124,8 @@ def _need_plain_pickle(data: bytes) -> None:
     """torch loads these with `weights_only` first, and falls back to running them: so the first must do."""
     if not data:
         return
+    if data.startswith(b"PK\x03\x04"):
+        archive.entries(io.BytesIO(data))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -44,6 +44,8 @@ def read(path: str, kind: Kind, *, unsafe_pickle: bool) -> Any:
     """
     if kind is Kind.SAFETENSORS:
         return _read_safetensors(path)
+    if kind is Kind.PICKLED:
+        archive.need_intact(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -77,6 +79,12 @@ def _read_safetensors(path: str) -> Any:
 
 
 def _refusal(strangers: tuple[str, ...]) -> str:
+    if all(name.startswith("numpy.") for name in strangers):
+        return (
+            f"holds values of numpy ({', '.join(strangers[:5])}), and loading those runs code; save the "
+            "state dict alone (torch.save(model.state_dict(), path)), or numbers by .item() and arrays by "
+            "torch.from_numpy; or pass --unsafe-pickle if you trust whoever made the file"
+        )
     layers = [name for name in strangers if name.startswith("torch.nn.modules.")]
     named = [name for name in strangers if name not in layers] + layers
     shown = ", ".join(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
@@ -282,11 +290,12 @@ def _unwrapped(
 
 
 def _types(own: Mapping[str, Any], state: Mapping[str, Any], name: str, *, assign: bool) -> list[str]:
-    """Notes on values whose type changes; that integers become floats, or the other way, is an error."""
+    """Notes on values whose type changes; integers for floats, or what is no dense tensor, are errors."""
     pairs: Counter[tuple[Any, Any]] = Counter()
     for key in own.keys() & state.keys():
-        if not (isinstance(own[key], torch.Tensor) and isinstance(state[key], torch.Tensor)):
+        if not isinstance(own[key], torch.Tensor):  # the module's own extra state
             continue
+        _need_dense(key, state[key], name)
         there, here = state[key].dtype, own[key].dtype
         if there == here or _is_counter(key):
             continue
@@ -302,6 +311,16 @@ def _types(own: Mapping[str, Any], state: Mapping[str, Any], name: str, *, assig
         tensors = counted(times, f"{_dtype(there)} tensor")
         notes.append(f"{tensors} of {name} {became}; the module has {_dtype(here)} there")
     return notes
+
+
+def _need_dense(key: str, value: Any, name: str) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise InputError(f"{name}: {key!r} is {described(value)}, but a tensor in the module; save it as one")
+    if value.layout is not torch.strided:
+        raise InputError(
+            f"{name}: {key!r} is a sparse tensor ({_dtype(value.layout)}), and the module takes dense ones; "
+            "save it as .to_dense()"
+        )
 
 
 def _change(there: Any, here: Any) -> str:

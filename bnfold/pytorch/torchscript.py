@@ -17,6 +17,7 @@ def load(path: str) -> Any:
     Raises:
         InputError: The archive is damaged, or nothing can bring the module into evaluation mode.
     """
+    archive.need_intact(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit is deprecated; that is why it takes a flag
