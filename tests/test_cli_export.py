@@ -246,3 +246,19 @@ class TestBadInput:
         assert result.exit_code == 2
         assert result.stderr == "error: small.onnx: exists already; choose another name, or pass --force\n"
         assert small("--force", "--verify", "none").exit_code == 0
+
+    @pytest.mark.parametrize("source", [".", ""])
+    def test_no_file(self, here: Path, source: str) -> None:
+        result = run("export", source)
+        assert result.exit_code == 2 and "names no file" in result.stderr
+
+    def test_an_empty_target(self, here: Path) -> None:
+        result = small("-o", "")
+        assert result.exit_code == 2 and "target is empty" in result.stderr
+        assert not onnx_files(here)
+
+    @pytest.mark.parametrize("size", ["99999999999", "99999999999999999999"])
+    def test_sizes_beyond_memory(self, here: Path, size: str) -> None:
+        given = f"x:float32[{size},3,999]"
+        result = run("export", "--model", "nets:small", "--pythonpath", "code", "--input", given)
+        assert result.exit_code == 2 and "does not fit into memory" in result.stderr

@@ -29,6 +29,7 @@ def test_the_page_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "nets", raising=False)
     blocks = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
     assert [language for language, _ in blocks] == ["python", "python", "sh", "python", "python"]
     expected: list[str] = []
@@ -41,7 +42,7 @@ def test_the_page_runs(
         else:
             exec(compile(text, str(PAGE), "exec"), names)
             expected += re.findall(r"^print\(.*\)  # ([^:\n]*)", text, re.MULTILINE)
-    sys.modules.pop("nets", None)
+    del sys.modules["nets"]
     printed = capsys.readouterr().out
     assert len(expected) == 4
     assert all(line in printed.splitlines() for line in expected), printed

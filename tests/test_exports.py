@@ -36,7 +36,7 @@ verify
 optimize
 pytorch
 pytorch.archive pytorch.factory pytorch.failure pytorch.grammar pytorch.inputs pytorch.outputs pytorch.quiet
-pytorch.reach pytorch.settle pytorch.signature pytorch.training
+pytorch.guards pytorch.pin pytorch.reach pytorch.settle pytorch.signature pytorch.training
 pytorch.duplicate pytorch.tidy
 pytorch.trace
 pytorch.calls

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import os
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 import bnfold
@@ -302,7 +307,7 @@ class TestTheModuleStays:
         before = snapshot(net)
         report = exported(net, IMAGE)
         assert snapshot(net) == before
-        assert report.notes == ("6 of 10 modules were in training mode; exported in evaluation mode",)
+        assert report.notes[0] == "6 of 10 modules were in training mode; exported in evaluation mode"
 
     def test_when_torch_export_fails(self) -> None:
         net = self.hooked()
@@ -613,3 +618,201 @@ class TestFailures:
         with pytest.raises(OutputError, match="name a target"):
             bnfold.export(never, inputs=["x:float32[1]"])
         assert (tmp_path / "net.onnx").read_bytes() == b"mine"
+
+
+class TestFreeSizes:
+    """A branch on a size is decided once; where the module goes the other way, the file would be wrong."""
+
+    @pytest.mark.parametrize(
+        ("function", "guard"),
+        [
+            (lambda m, x: m.conv(x) if x.shape[2] == x.shape[3] else -m.conv(x), "H != W"),
+            (lambda m, x: m.conv(x) * 2 if x.shape[0] > 5 else m.conv(x), "N <= 5"),
+            (lambda m, x: m.conv(x) * 2 if x.shape[2] > 40 else m.conv(x), "H >= 41"),
+            (lambda m, x: m.conv(x) * 2 if x.shape[3] % 2 else m.conv(x), "W % 2 == 0"),
+        ],
+    )
+    def test_a_branch_is_refused(self, function: Callable[..., Any], guard: str) -> None:
+        net = Rest(function, conv=nn.Conv2d(3, 4, 3)).eval()
+        with pytest.raises(InputError, match=f"where not {guard},.*test_pytorch_export.py:"):
+            exported(net, IMAGE)
+
+    def test_where_both_sides_agree_there_is_nothing_to_say(self) -> None:
+        net = Rest(lambda m, x: m.conv(x)[:, :, : min(x.shape[2], 50)], conv=nn.Conv2d(3, 4, 3, padding=1))
+        report = exported(net.eval(), IMAGE)
+        assert not any("traced for sizes" in note for note in report.notes)
+
+    def test_unchecked_it_is_a_note(self) -> None:
+        net = Rest(lambda m, x: x + 1 if x.shape[2] == x.shape[3] else x - 1).eval()
+        notes = exported(net, IMAGE, verify="none").notes
+        assert notes == ("traced for sizes with H != W: the module asks for it",)
+
+
+class TestSignature:
+    def test_a_type_that_the_module_does_not_compute_with(self) -> None:
+        """Traced, addmm takes what it refuses to compute."""
+        with pytest.raises(InputError, match="Double and Float"):
+            exported(nn.Linear(6, 5).eval(), "x:float64[N,6]", verify="none")
+
+    @staticmethod
+    def cast_output(model: ir.Model) -> None:
+        node = ir.node("Cast", [model.graph.outputs[0]], {"to": int(ir.DataType.FLOAT16)})
+        node.outputs[0].dtype = ir.DataType.FLOAT16
+        model.graph.append(node)
+        model.graph.outputs[0] = node.outputs[0]
+
+    @staticmethod
+    def cast_input(model: ir.Model) -> None:
+        model.graph.inputs[0].dtype = ir.DataType.DOUBLE
+
+    @staticmethod
+    def fix_input(model: ir.Model) -> None:
+        model.graph.inputs[0].shape = ir.Shape([2, 6])
+
+    @staticmethod
+    def drop_input(model: ir.Model) -> None:
+        first, second = model.graph.inputs
+        ir.convenience.replace_all_uses_with(second, first)
+        model.graph.inputs.pop()
+
+    @staticmethod
+    def repeat_output(model: ir.Model) -> None:
+        model.graph.outputs.append(model.graph.outputs[0])
+
+    @pytest.mark.parametrize(
+        ("fault", "message"),
+        [
+            (cast_output, "output 0 is float16, and the module's is float32"),
+            (cast_input, "input 0 is float64, and the module's is float32"),
+            (fix_input, "axis 0 of input 0 is 2, and it was to be free"),
+            (drop_input, "has 1 inputs, the module 2"),
+            (repeat_output, "has 2 outputs, the module 1"),
+        ],
+    )
+    def test_what_an_exporter_gets_wrong(
+        self, monkeypatch: pytest.MonkeyPatch, fault: Any, message: str
+    ) -> None:
+        right = torch.onnx.export
+
+        def wrong(*args: Any, **how: Any) -> Any:
+            made = right(*args, **how)
+            fault.__func__(made.model) if isinstance(fault, staticmethod) else fault(made.model)
+            return made
+
+        class Sum(nn.Module):  # type: ignore[misc]  # it is Any here
+            def forward(self, x: Any, y: Any) -> Any:
+                return x + 2 * y
+
+        monkeypatch.setattr(torch.onnx, "export", wrong)
+        with pytest.raises(NotEquivalent, match=message):
+            exported(Sum(), "x:float32[N,6]", "y:float32[N,6]", verify="none")
+
+    @pytest.mark.parametrize(
+        ("result", "message"),
+        [(lambda x: (x, 3), "output 1 .* constant 3"), (lambda x: torch.fft.fft(x), "output 0 .* complex64")],
+    )
+    def test_outputs_that_onnx_does_not_have(self, result: Callable[..., Any], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            exported(Rest(lambda m, x: result(x)), "x:float32[N,6]")
+
+    @pytest.mark.parametrize("verify", ["none", "fast"])
+    def test_torchscript_keeps_inputs_that_nothing_reads(self, verify: str) -> None:
+        class Second(nn.Module):  # type: ignore[misc]  # it is Any here
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(6, 5)
+
+            def forward(self, unused: Any, x: Any) -> Any:
+                return self.linear(x)
+
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # there is no other way
+            script = torch.jit.trace(Second().eval(), (torch.zeros(2, 9), torch.zeros(2, 6)))
+        report = exported(script, "unused:float32[N,9]", "x:float32[N,6]", verify=verify)
+        assert report.inputs == ("unused: float32[N, 9]", "x: float32[N, 6]")
+
+
+class TestTables:
+    """Integers made of floats in the code are those that torch makes; a bit may decide about them."""
+
+    @pytest.mark.parametrize(
+        "table",
+        [
+            lambda: (torch.arange(0, 2, 0.1) / 0.1).long(),
+            lambda: (torch.log(torch.arange(1, 65).float() / 8) / np.log(8) * 8).long(),
+            lambda: (torch.linspace(0, 1, 11) * 10).long(),
+            lambda: (torch.arange(20) * 0.1 >= 0.3).float(),
+            lambda: torch.arange(20) * 0.1 * 3 == 0.3 * torch.arange(20),
+            lambda: torch.floor(torch.arange(0, 2, 0.1) / 0.1),
+        ],
+    )
+    def test_as_torch_computes_them(self, table: Callable[[], Any], tmp_path: Path) -> None:
+        net = Rest(lambda m, x: x * table()).eval()
+        bnfold.export(net, tmp_path / "net.onnx", inputs=["x:float32[N,1]"], verify="fast")
+        session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+        (found,) = session.run(None, {"x": np.ones((1, 1), np.float32)})
+        np.testing.assert_array_equal(found[0], table().float().numpy())
+
+
+class TestCodeThatKeepsThings:
+    def test_tensors_in_plain_attributes_stay(self) -> None:
+        class Counting(nn.Module):  # type: ignore[misc]  # it is Any here
+            def __init__(self) -> None:
+                super().__init__()
+                self.plain, self.some = torch.zeros(3), [torch.zeros(3), {"k": (torch.zeros(2),)}]
+
+            def forward(self, x: Any) -> Any:
+                self.plain.add_(1)
+                self.some[0].add_(1)
+                self.some[1]["k"][0].add_(1)
+                return x + 1
+
+        net = Counting()
+        with contextlib.suppress(InputError):
+            exported(net, "x:float32[N,6]")
+        assert not (net.plain.any() or net.some[0].any() or net.some[1]["k"][0].any())
+
+    def test_a_tensor_that_is_made_at_the_first_call(self) -> None:
+        def cached(m: Any, x: Any) -> Any:
+            if not hasattr(m, "table"):
+                m.table = torch.arange(6.0)
+            return x + m.table
+
+        report = exported(Rest(cached), "x:float32[N,6]")
+        assert report.module is not None and report.module.verdict is Verdict.PASS
+
+    def test_extra_state(self) -> None:
+        class Extra(nn.Linear):  # type: ignore[misc]  # it is Any here
+            def get_extra_state(self) -> Any:
+                return {"version": 2}
+
+        report = exported(Extra(6, 5), "x:float32[N,6]")
+        assert report.module is not None and report.module.verdict is Verdict.PASS
+
+    def test_no_inputs(self) -> None:
+        class Constant(nn.Module):  # type: ignore[misc]  # it is Any here
+            def __init__(self) -> None:
+                super().__init__()
+                self.weight = nn.Parameter(torch.ones(3))
+
+            def forward(self) -> Any:
+                return self.weight * 2
+
+        report = exported(Constant())
+        assert report.inputs == () and report.outputs == ("output: float32[3]",)
+
+    def test_infinities_warn_of_nothing(self) -> None:
+        report = exported(Rest(lambda m, x: (x, x.exp() * float("inf"))), "x:float32[N,6]")
+        assert report.module is not None and report.module.verdict is Verdict.PASS
+
+    def test_code_that_ends_the_process(self) -> None:
+        with pytest.raises(InputError, match="SystemExit: 0"):
+            exported(Rest(lambda m, x: sys.exit(0)), "x:float32[N,6]")
+
+    def test_what_native_code_prints_is_no_data(self, capfd: pytest.CaptureFixture[str]) -> None:
+        def loud(m: Any, x: Any) -> Any:
+            os.write(1, b"loud\n")
+            return x + 1
+
+        exported(Rest(loud), "x:float32[N,6]")
+        os.write(1, b"after\n")
+        assert capfd.readouterr().out == "after\n"

@@ -86,7 +86,13 @@ def optimize(source: str | None, target: str | None, **how: Any) -> None:
     loading, exporting = _taken(how, LOADING), _taken(how, EXPORTING)
     if _is_torch(source, loading | exporting):
         _need_none(_taken(how, OF_ONNX), OF_ONNX)
-        _export(source, loading, target or _beside(source, loading, ".folded.onnx"), **how, **exporting)
+        _export(
+            source,
+            loading,
+            _beside(source, loading, ".folded.onnx") if target is None else target,
+            **how,
+            **exporting,
+        )
         return
     assert source is not None
     to_stdout = _goes_to_stdout(how["dry_run"], *((source, target) if target is None else (target,)))
@@ -174,7 +180,7 @@ def export(source: str | None, target: str | None, **how: Any) -> None:
         raise click.UsageError("Missing argument 'MODEL'")
     if source is not None and source.endswith(".onnx"):
         raise click.UsageError(f"{source} is an ONNX model already; `bnfold optimize` takes those")
-    _export(source, loading, target or _beside(source, loading, ".onnx"), **how)
+    _export(source, loading, _beside(source, loading, ".onnx") if target is None else target, **how)
 
 
 @main.command()
@@ -304,6 +310,8 @@ def _beside(source: str | None, loading: Mapping[str, Any], suffix: str) -> str:
     if source is None:
         function = str(loading["factory"]).rpartition(":")[2]
         return f"{function.replace('.', '_')}{suffix}"
+    if not Path(source).name:
+        raise click.UsageError(f"'{source}' names no file")
     return str(Path(source).with_name(f"{Path(source).stem}{suffix}"))
 
 

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree
 
+from ..errors import InputError
 from ..evaluate import EvaluationError, Missing, Program
 from ..feeds import Binding, Feed, Unfeedable, bindings
 from ..measure import Base, Sums, Tally, Unlike
@@ -26,7 +27,7 @@ from ..report import ModuleCheck
 from ..verification import TensorCheck, Verdict
 from .capture import Captured
 from .duplicate import at_rest, cloned, duplicate
-from .failure import told
+from .failure import RAISED, told
 from .inputs import DTYPES
 from .quiet import quiet
 from .wide import is_double, widened
@@ -76,6 +77,9 @@ def compare(
         result: The model that is judged.
         seed: Decides feeds and nudges.
         progress: Called with the share of the work that is done, from 0 to 1.
+
+    Raises:
+        InputError: The module decides something by sizes that were to be free.
     """
     comparison = _Comparison(captured, exported, result, seed, progress)
     double = is_double(captured.module)
@@ -87,6 +91,8 @@ def compare(
         return comparison.in_own_precision(f"it does not run in double precision ({failure})")
     except (EvaluationError, Unfeedable, MemoryError) as error:
         return ModuleCheck(Verdict.UNDECIDED, "double", TOLERANCE, message=f"nothing was compared: {error}")
+    if found.verdict is Verdict.PASS:
+        comparison.need_both_sides(_Precision.DOUBLE)
     hopeless = [c for c in found.outputs if c.problem or c.ratio > OWN_TOLERANCE]
     if found.verdict is Verdict.FAIL and hopeless:
         # What is so far off is either wrong in any precision, or another function in double precision only.
@@ -166,6 +172,32 @@ class _Comparison:
             )
         return found
 
+    def need_both_sides(self, precision: _Precision) -> None:
+        """Refuse a model that is wrong at sizes that were to be free.
+
+        Where the module does not run, or the model cannot be evaluated, nothing is silently wrong.
+        """
+        run = widened(self.captured.module, self.captured.name, rounded=precision is _Precision.DOUBLE)
+        nudge = Nudge(self.exported.model)
+        binding = next(iter(bindings(self.exported.model)))
+        for other in self.captured.beyond():
+            shapes = dict(zip(self.captured.inputs, other.shapes, strict=True))
+            inputs = tuple(replace(i, shape=shapes[i.name]) for i in binding.inputs)
+            feed = self._fed(replace(binding, inputs=inputs), 0, _BATCHES[0])
+            try:
+                judged = self._judge(feed, self._truth(run, feed, True), nudge, 0, 2)
+            except (_Fails, EvaluationError, MemoryError):
+                continue
+            tallies = [shown for shown in judged.values() if isinstance(shown, Tally)]
+            if any(t.problem or t.worst().ratio > OWN_TOLERANCE for t in tallies):
+                given = ", ".join(f"{name}[{','.join(map(str, shape))}]" for name, shape in shapes.items())
+                raise InputError(
+                    f"{self.captured.name}: the module goes another way where not {other.guard}, and an ONNX "
+                    f"model goes one way only: it is wrong for {given}"
+                    + (f"; {other.place}" if other.place else "")
+                    + "; make the size fixed, or decide by torch.where or torch.cond"
+                )
+
     def _feeds(self, module: Callable[..., Any], wide: bool) -> Iterator[tuple[Feed, list[Array], int]]:
         """Feeds, what the module makes of them, and how many of them are planned; sizes are those that the
         program, the model and the module take."""
@@ -181,7 +213,7 @@ class _Comparison:
             except (_Fails, EvaluationError) as error:
                 failure = error
                 continue
-            planned = 2 if max(a.size for a in first.arrays.values()) > _LARGE else 4
+            planned = 2 if max((a.size for a in first.arrays.values()), default=0) > _LARGE else 4
             yield first, truth, planned
             other = binding.resized()
             if other is None or not _is_admitted(other, admitted, self.captured.inputs):
@@ -206,7 +238,7 @@ class _Comparison:
         try:
             with torch.no_grad(), quiet():
                 results = module(*args, **kwargs)
-        except Exception as error:  # a module may raise anything
+        except RAISED as error:  # a module may raise anything
             raise _Fails(f"{type(error).__name__}: {told(error)}") from error
         return [_array(leaf) for leaf in _pytree.tree_leaves(results) if isinstance(leaf, torch.Tensor | int)]
 
@@ -233,8 +265,9 @@ class _Comparison:
                 found[name] = base.reason
                 continue
             exact = value.dtype.kind != "f"
-            noises = list(_noises(Base(base, exact=exact), [run[original] for run in moved]))
-            found[name] = Tally.of(value, Base(expected, exact=exact), noises)
+            with np.errstate(all="ignore"):  # an infinity less itself
+                noises = list(_noises(Base(base, exact=exact), [run[original] for run in moved]))
+                found[name] = Tally.of(value, Base(expected, exact=exact), noises)
         return found
 
     def _check(self, name: str, tally: Tally, tolerance: float) -> TensorCheck:

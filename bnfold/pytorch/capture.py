@@ -15,8 +15,9 @@ from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgu
 from torch.utils import _pytree
 
 from ..errors import InputError
-from .duplicate import at_rest, duplicate
-from .failure import causes, told, where
+from .duplicate import at_rest, cloned, duplicate
+from .failure import RAISED, causes, told, where
+from .guards import Beyond, beyond
 from .inputs import Call, Input, bind
 from .quiet import quiet
 
@@ -25,6 +26,7 @@ _FIXED = re.compile(
     r"marked (?P<place>L\[.*?\])\.size\(\)\[(?P<axis>\d+)\].*?be a constant \((?P<size>\d+)\)", re.S
 )
 _SIZE = re.compile(r"L\['(?P<name>\w+)'\](?:\[\d+\])*\.size\(\)\[(?P<axis>\d+)\]")
+_TOLD = 3  # guards, in a note
 # Failures that other sizes may not have. What depends on data is no matter of sizes.
 _OF_SIZES = (RuntimeError, ValueError, IndexError, AssertionError)
 _OF_DATA = ("GuardOnDataDependentSymNode", "UserError", "DataDependentOutputException")
@@ -43,6 +45,7 @@ class Captured:
         symbols: What the program's free sizes are called, by its own names for them.
         arguments: Makes positional and named arguments of `module` from a tensor per input.
         notes: One line each for the user.
+        assumed: What the program takes for granted of free sizes; it matters where nothing was compared.
     """
 
     name: str
@@ -53,23 +56,35 @@ class Captured:
     symbols: Mapping[str, str]
     arguments: Callable[[Sequence[torch.Tensor]], tuple[tuple[Any, ...], dict[str, Any]]]
     notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
     def admits(self) -> Callable[[Sequence[Sequence[int]]], bool]:
         """A function that says whether the program holds for inputs of these shapes."""
+        failed = self._failed()
+        return lambda shapes: not failed(shapes)
+
+    def beyond(self) -> Iterator[Beyond]:
+        """Sizes that were to be free and that the program does not hold for."""
+        if self.program is not None and self.call is not None:
+            guards = getattr(self.program, "_guards_code", None) or ()
+            yield from beyond(self.call, list(placeholders(self.program)), guards, self._failed())
+
+    def _failed(self) -> Callable[[Sequence[Sequence[int]]], str]:
+        """A function that says which guard of the program does not take inputs of these shapes, or ""."""
         guards = None if self.program is None else getattr(self.program.module(), "_guards_fn", None)
 
-        def admitted(shapes: Sequence[Sequence[int]]) -> bool:
+        def failed(shapes: Sequence[Sequence[int]]) -> str:
             if guards is None:
-                return True
+                return ""
             tensors = [torch.empty(tuple(shape), device="meta") for shape in shapes]
             args, kwargs = self.arguments(tensors)
             try:
                 guards(*_pytree.tree_leaves((args, kwargs)))
-            except (AssertionError, RuntimeError):
-                return False
-            return True
+            except (AssertionError, RuntimeError) as error:
+                return told(error).removeprefix("Guard failed: ")
+            return ""
 
-        return admitted
+        return failed
 
 
 def capture(name: str, source: nn.Module | ExportedProgram, inputs: Sequence[str | Input] = ()) -> Captured:
@@ -92,8 +107,10 @@ def capture(name: str, source: nn.Module | ExportedProgram, inputs: Sequence[str
     call = bind(name, inputs, inspect.signature(source.forward))
     module = at_rest(duplicate(source, name))
     with torch.no_grad(), quiet():
-        program = _export(name, module, call)
-    placed = list(_placeholders(program))
+        # Not the copy that is compared: what code keeps of a trace is no tensor.
+        program = _export(name, at_rest(duplicate(source, name)), call)
+        _need_runs(name, at_rest(duplicate(source, name, cloned)), call)
+    placed = list(placeholders(program))
     wanted = [i.shape for i in call.inputs]
     symbols: dict[str, str] = {}
     for shape, value in zip(wanted, placed, strict=True):
@@ -108,6 +125,7 @@ def capture(name: str, source: nn.Module | ExportedProgram, inputs: Sequence[str
         {symbol: size for symbol, size in symbols.items() if not symbol.isdecimal()},
         call.arguments,
         tuple(filter(None, (_modes(source), call.note(), *_demands(program, call, placed)))),
+        tuple(_assumptions(program, call)),
     )
 
 
@@ -122,14 +140,14 @@ def _ready(name: str, program: ExportedProgram) -> Captured:
         return args, kwargs
 
     symbols: dict[str, str] = {}
-    for input_name, value in zip(names, _placeholders(program), strict=True):
+    for input_name, value in zip(names, placeholders(program), strict=True):
         for axis, dim in enumerate(getattr(value, "shape", ())):
             if not str(dim).isdecimal():
                 symbols.setdefault(str(dim), f"{input_name}_dim_{axis}")
     return Captured(name, program, None, program.module(check_guards=False), names, symbols, arguments)
 
 
-def _placeholders(program: ExportedProgram) -> Iterator[Any]:
+def placeholders(program: ExportedProgram) -> Iterator[Any]:
     """What the program knows of its tensor inputs."""
     values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
     for spec in program.graph_signature.input_specs:
@@ -140,7 +158,7 @@ def _placeholders(program: ExportedProgram) -> Iterator[Any]:
 
 def _export(name: str, module: nn.Module, call: Call) -> ExportedProgram:
     """`torch.export`, at the first sizes that the module takes."""
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
     for values in call.examples():
         args, kwargs = call.arguments(values)
         shapes = ShapesCollection()
@@ -150,7 +168,7 @@ def _export(name: str, module: nn.Module, call: Call) -> ExportedProgram:
                 shapes[value] = free
         try:
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
-        except Exception as error:  # a module may raise anything
+        except RAISED as error:  # a module may raise anything
             fixed = _fixed(name, error, call)
             if fixed is not None:
                 raise fixed from error
@@ -160,7 +178,25 @@ def _export(name: str, module: nn.Module, call: Call) -> ExportedProgram:
     raise refusal(name, failures[0], module, call) from failures[0]
 
 
-def _fixed(name: str, error: Exception, call: Call) -> InputError | None:
+def _need_runs(name: str, module: nn.Module, call: Call) -> None:
+    """A module must run on what it is called with: some operators are traced on what they cannot compute."""
+    failures: list[BaseException] = []
+    for values in call.examples():
+        args, kwargs = call.arguments(values)
+        try:
+            module(*args, **kwargs)
+            return
+        except NotImplementedError:
+            return  # no kernel of that type for this processor is nobody's mistake
+        except RAISED as error:
+            failures.append(error)
+            if not isinstance(error, _OF_SIZES):
+                break
+    if "not implemented for" not in str(failures[0]):
+        raise refusal(name, failures[0], module, call) from failures[0]
+
+
+def _fixed(name: str, error: BaseException, call: Call) -> InputError | None:
     """The message for a free size that the module fixes."""
     match = _FIXED.search(str(error))
     if match is None:
@@ -187,7 +223,7 @@ def _input_at(place: str, call: Call) -> Input | None:
     return found[0] if found else None
 
 
-def refusal(name: str, error: Exception, module: nn.Module, call: Call) -> InputError:
+def refusal(name: str, error: BaseException, module: nn.Module, call: Call) -> InputError:
     """The error for a module that does not run on, or cannot be traced with, what it is to be called with."""
     place = where(error, module)
     given = " ".join(f"--input {i}" for i in call.inputs)
@@ -223,14 +259,27 @@ def _demands(program: ExportedProgram, call: Call, placed: Sequence[Any]) -> Ite
     for alike in sizes.values():
         if len(alike) > 1:
             yield f"sizes {' and '.join(alike)} must be equal: the module asks for it"
+    for guard in _guards(program, call):
+        left, equal, right = guard.partition(" == ")
+        if equal and left != right and not left.isidentifier():
+            yield f"sizes must satisfy {guard}: the module asks for it"
+
+
+def _assumptions(program: ExportedProgram, call: Call) -> Iterator[str]:
+    others = [guard for guard in _guards(program, call) if " == " not in guard]
+    if others:
+        more = len(others) - _TOLD
+        rest = f", and {more} more" if more > 0 else ""
+        yield f"traced for sizes with {', '.join(others[:_TOLD])}{rest}: the module asks for it"
+
+
+def _guards(program: ExportedProgram, call: Call) -> Iterator[str]:
+    """What must hold of the sizes, in the user's names."""
     parameters = {p: i for i, p in zip(call.inputs, call.parameters, strict=True)}
 
     def named(match: re.Match[str]) -> str:
         given = parameters.get(match["name"])
         return match[0] if given is None else str(given.shape[int(match["axis"])])
 
-    for guard in getattr(program, "_guards_code", None) or ():
-        told = _SIZE.sub(named, guard)
-        left, equal, right = told.partition(" == ")
-        if equal and left != right and not left.isidentifier() and "L[" not in told:
-            yield f"sizes must satisfy {told}: the module asks for it"
+    shown = (_SIZE.sub(named, guard) for guard in getattr(program, "_guards_code", None) or ())
+    return (guard for guard in shown if "L[" not in guard)

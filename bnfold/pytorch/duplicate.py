@@ -1,7 +1,8 @@
 """A module again, without touching it: the same structure over the same numbers, or over wider ones.
 
-Only the structure is copied; tensors are shared unless they are to be of another type. So a copy of a model
-of gigabytes costs nothing, and its modes, buffers and hooks can be set without a trace on the original.
+Only the structure is copied, and what code may change as it runs: parameters are shared unless they are to be
+of another type. So a copy of a model of gigabytes costs next to nothing, and its modes, buffers, hooks and
+whatever tensors its code keeps can be set without a trace on the original.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils import _pytree
 
 from ..errors import InputError
+from .failure import RAISED
 from .quiet import quiet
 
 Map = Callable[[torch.Tensor], torch.Tensor]
@@ -23,6 +25,11 @@ Map = Callable[[torch.Tensor], torch.Tensor]
 def cloned(tensor: torch.Tensor) -> torch.Tensor:
     """The same numbers once more."""
     return tensor.detach().clone()
+
+
+def lent(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory of a parameter; the same numbers once more of all else, which code may count in."""
+    return tensor.detach() if isinstance(tensor, nn.Parameter) else cloned(tensor)
 
 
 def at_rest(module: nn.Module) -> nn.Module:
@@ -34,7 +41,7 @@ def at_rest(module: nn.Module) -> nn.Module:
     return module
 
 
-def duplicate(module: nn.Module, name: str, tensor: Map = torch.Tensor.detach) -> nn.Module:
+def duplicate(module: nn.Module, name: str, tensor: Map = lent) -> nn.Module:
     """A copy, in the mode that the original is in.
 
     Args:
@@ -55,7 +62,7 @@ def duplicate(module: nn.Module, name: str, tensor: Map = torch.Tensor.detach) -
     try:
         with quiet():  # torch warns of what it does itself
             return copy.deepcopy(module, memo)
-    except Exception as error:
+    except RAISED as error:
         raise InputError(
             f"{name}: cannot be copied, and only copies are worked on, so that it stays as it is: "
             f"{type(error).__name__}: {' '.join(str(error).split())[:200]}; make it fit for copy.deepcopy"

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument
 from torch.utils import _pytree
 
 from ..borrow import Borrower
@@ -27,13 +28,15 @@ from ..report import ExportReport, InspectReport, ModuleCheck, OptimizeReport
 from ..session import Session
 from ..verification import Verdict
 from .against import compare
-from .capture import Captured, capture
-from .failure import causes, recorded, told
+from .capture import Captured, capture, placeholders
+from .failure import RAISED, causes, recorded, told
 from .inputs import Input
 from .load import Loaded
 from .outputs import called
+from .pin import pinned
 from .quiet import quiet
 from .script_export import SCRIPT_OPSETS, capture_script, write_script
+from .signature import Slot, need_signature
 from .tidy import tidy
 
 OPSETS = range(18, 24)
@@ -201,6 +204,8 @@ def _goal(name: str, target: str | os.PathLike[str] | None, *, force: bool, dry_
             return "the result"
         raise OutputError(f"{name}: where the model shall be written was not said; name a target")
     goal = os.fspath(target)
+    if not goal:
+        raise OutputError(f"{name}: the name of the target is empty; name a file")
     if goal != STREAM and not dry_run and not force and os.path.lexists(goal):
         raise OutputError(f"{goal}: exists already; choose another name, or pass --force")
     if goal != STREAM and not dry_run and not os.path.isdir(os.path.dirname(os.path.realpath(goal))):
@@ -215,26 +220,30 @@ def _translated(captured: Captured, opset: int) -> ir.Model:
     """The ONNX model of a program, unfolded and tidied."""
     program = captured.program
     assert isinstance(program, ExportedProgram)
+    for i, spec in enumerate(program.graph_signature.output_specs):
+        if isinstance(spec.arg, ConstantArgument) and spec.arg.value is not None:
+            raise InputError(
+                f"{captured.name}: output {i} of the module is the constant {spec.arg.value!r}, which an "
+                "ONNX model cannot return; return tensors only"
+            )
     try:
         with torch.no_grad(), quiet():
             written = torch.onnx.export(
-                program, dynamo=True, optimize=False, verbose=False, opset_version=opset
+                pinned(program), dynamo=True, optimize=False, verbose=False, opset_version=opset
             )
-    except Exception as error:
+    except RAISED as error:
         raise _untranslatable(captured.name, error) from error
     model: ir.Model = written.model
-    outputs = program.call_spec.out_spec
-    names = called(_pytree.tree_unflatten(_leaves(program), outputs))
+    leaves = list(program.graph_signature.user_outputs)
+    names = called(_pytree.tree_unflatten(leaves, program.call_spec.out_spec))
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    inputs = [Slot.of(value) for value in placeholders(program)]
+    need_signature(captured.name, model, inputs, [Slot.of(values[n]) for n in leaves if n is not None])
     tidy(model, captured.inputs, names, captured.symbols)
     return model
 
 
-def _leaves(program: ExportedProgram) -> list[object]:
-    """The results of a program: its tensors' names, None where there is none."""
-    return list(program.graph_signature.user_outputs)
-
-
-def _untranslatable(name: str, error: Exception) -> InputError:
+def _untranslatable(name: str, error: BaseException) -> InputError:
     """The error for what torch's exporter cannot do."""
     chain = list(causes(error))
     reasons = [told(e) for e in chain]
@@ -267,7 +276,7 @@ def _report(
     return ExportReport(
         source=done.source,
         target=done.target,
-        notes=exported.notes,
+        notes=exported.notes if check is not None else (*exported.notes, *exported.captured.assumed),
         inputs=tuple(map(_shown, graph.inputs)),
         outputs=tuple(map(_shown, graph.outputs)),
         opset=graph.opset_imports[""],

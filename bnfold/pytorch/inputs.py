@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +61,22 @@ class Input:
         return f"{self.name}:{self.dtype}[{','.join(map(str, self.shape))}]"
 
     def tensor(self, sizes: Mapping[str, int]) -> torch.Tensor:
-        """An example: numbers of N(0, 1), zeros for integers (which may be indices), True for booleans."""
+        """An example: numbers of N(0, 1), zeros for integers (which may be indices), True for booleans.
+
+        Raises:
+            InputError: There is no room for it.
+        """
         shape = [d if isinstance(d, int) else sizes[d] for d in self.shape]
         dtype = DTYPES[self.dtype]
-        if dtype.is_floating_point:
-            return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-        return torch.full(shape, dtype is torch.bool, dtype=dtype)
+        try:
+            if dtype.is_floating_point:
+                return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+            return torch.full(shape, dtype is torch.bool, dtype=dtype)
+        except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
+            raise InputError(
+                f"input '{self}': an example of the sizes {shape} does not fit into memory; give smaller "
+                "sizes, or a name in place of a size that is free"
+            ) from error
 
 
 def parse(text: str) -> Input:
@@ -113,8 +123,12 @@ class Call:
         names = self.parameters[self.positional :]
         return tuple(values[: self.positional]), dict(zip(names, values[self.positional :], strict=True))
 
-    def examples(self) -> list[list[torch.Tensor]]:
-        """Sets of example tensors, the most telling sizes first."""
+    def examples(self) -> Iterator[list[torch.Tensor]]:
+        """Sets of example tensors, the most telling sizes first.
+
+        Raises:
+            InputError: There is no room for them.
+        """
         free = list(dict.fromkeys(d for i in self.inputs for d in i.shape if isinstance(d, str)))
         leading = {i.shape[0] for i in self.inputs if i.shape}
         rows = [d for d in free if d in leading]
@@ -122,7 +136,8 @@ class Call:
         plans = [dict(zip(others, _DIFFERENT, strict=False))]
         if others:
             plans += [dict.fromkeys(others, size) for size in _ALIKE]
-        return [[i.tensor(plan | dict.fromkeys(rows, _BATCH)) for i in self.inputs] for plan in plans]
+        for plan in plans:
+            yield [i.tensor(plan | dict.fromkeys(rows, _BATCH)) for i in self.inputs]
 
     def note(self) -> str | None:
         """What a user should know of it: inputs that are called otherwise than their parameters."""

@@ -1,12 +1,20 @@
-"""Keeps torch from talking while it exports: what matters reaches the user as an error of ours."""
+"""Keeps torch from talking while it exports: what matters reaches the user as an error of ours.
+
+The standard output is the place of a model or a report, and native code writes there past Python.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import io
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+
+_STDOUT = 1
 
 
 @contextmanager
@@ -19,11 +27,45 @@ def quiet() -> Iterator[None]:
     for handler in handlers:
         handler.addFilter(_nothing)
     try:
-        with warnings.catch_warnings(action="ignore"), redirect_stdout(_Sink()), redirect_stderr(_Sink()):
+        with (
+            warnings.catch_warnings(action="ignore"),
+            redirect_stdout(_Sink()),
+            redirect_stderr(_Sink()),
+            _native_stdout_closed(),
+        ):
             yield
     finally:
         for handler in handlers:
             handler.removeFilter(_nothing)
+
+
+@contextmanager
+def _native_stdout_closed() -> Iterator[None]:
+    """What is written to the standard output past Python is lost as well."""
+    try:
+        kept = os.dup(_STDOUT)
+    except OSError:  # it is closed
+        yield
+        return
+    _flush()
+    opened = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(opened, _STDOUT)
+        yield
+    finally:
+        _flush()
+        os.dup2(kept, _STDOUT)
+        os.close(kept)
+        os.close(opened)
+
+
+def _flush() -> None:
+    """Python's buffer, and that of C, where what was printed may wait."""
+    with suppress(OSError, ValueError, AttributeError):
+        if sys.__stdout__ is not None:
+            sys.__stdout__.flush()
+    with suppress(OSError, TypeError, AttributeError):
+        ctypes.CDLL(None).fflush(None)
 
 
 class _Sink(io.StringIO):

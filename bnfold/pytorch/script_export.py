@@ -8,15 +8,18 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 import torch
+from onnx_ir.tensor_adapters import from_torch_dtype
+from torch.utils import _pytree
 
 from ..errors import InputError
 from ..model import load
 from .capture import Captured, refusal
 from .duplicate import at_rest, cloned, duplicate
-from .failure import told
-from .inputs import Input, bind
+from .failure import RAISED, told
+from .inputs import DTYPES, Call, Input, bind
 from .outputs import called
 from .quiet import quiet
+from .signature import Slot, need_signature
 from .tidy import tidy
 
 SCRIPT_OPSETS = range(9, 21)
@@ -47,7 +50,7 @@ def write_script(captured: Captured, opset: int) -> ir.Model:
         i.name: {axis: size for axis, size in enumerate(i.shape) if isinstance(size, str)}
         for i in call.inputs
     }
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
     for values in call.examples():
         args, kwargs = call.arguments(values)
         file = io.BytesIO()
@@ -65,16 +68,36 @@ def write_script(captured: Captured, opset: int) -> ir.Model:
                     dynamic_axes=axes,
                     opset_version=opset,
                 )
-        except Exception as error:  # a module may raise anything
+        except RAISED as error:  # a module may raise anything
             failures.append(error)
             continue
         model = load(io.BytesIO(file.getvalue()))
+        _keep_unused(model, call)
+        leaves = [Slot.of(leaf) for leaf in _pytree.tree_leaves(results) if leaf is not None]
+        need_signature(captured.name, model, [_slot(i) for i in call.inputs], leaves)
         tidy(model, captured.inputs, called(results), {})
         return model
     first = failures[0]
     if "onnx" in type(first).__module__:
         raise InputError(f"{captured.name}: torch.onnx.export cannot export it: {told(first)}") from first
     raise refusal(captured.name, first, captured.module, call) from first
+
+
+def _keep_unused(model: ir.Model, call: Call) -> None:
+    """The older exporter drops inputs that nothing reads. A caller passes them all the same."""
+    left = {value.name: value for value in model.graph.inputs}
+    made = []
+    for given in call.inputs:
+        kind = ir.TensorType(_slot(given).dtype)
+        made.append(left.get(given.name) or ir.Value(name=given.name, type=kind, shape=ir.Shape(given.shape)))
+    model.graph.inputs[:] = made
+
+
+def _slot(given: Input) -> Slot:
+    return Slot(
+        from_torch_dtype(DTYPES[given.dtype]),
+        tuple(size if isinstance(size, int) else None for size in given.shape),
+    )
 
 
 def _signature(source: torch.jit.ScriptModule) -> inspect.Signature:

@@ -1,8 +1,9 @@
 """Values that an exported model computes from numbers in its code alone become constants.
 
 torch's exporter writes `linspace(-1, 1, 7)` as a dozen of nodes, and the axes of a sum as a reshaped
-constant. They are computed in float64 here and rounded once. What is computed from weights stays: it is
-`fold` that knows which of them it needs, and untouched weights keep their names.
+constant. They are computed in float64 here and rounded once. What jumps on the way stays, to be computed in
+the types that the model names; see `pin` for what torch itself can compute. What is computed from weights
+stays, too: it is `fold` that knows which of them it needs, and untouched weights keep their names.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from ..evaluate import EvaluationError, evaluate
 # As many numbers as a model may grow by.
 _LARGEST = 1 << 20
 # Their results jump, so that float64 may decide otherwise than the type that was meant.
-_JUMPING = {"Ceil", "Floor", "Hardmax", "Mod", "QuantizeLinear", "Round", "Sign", "TopK", "ArgMax", "ArgMin"}
+_JUMPING = {"Ceil", "Floor", "Hardmax", "Mod", "QuantizeLinear", "Round", "Sign", "TopK"}
+_COUNTING = {"Shape", "Size"}  # these make integers of anything, and look at no number
+_CASTING = {"Cast", "CastLike"}
+_MOVING = {"Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 _RANDOM = {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomUniform"}
 _RANDOM |= {"RandomNormalLike", "RandomUniformLike"}
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE}  # what a Cast to rounds nothing that matters
@@ -47,7 +51,7 @@ def _computed(graph: ir.Graph) -> set[ir.Value]:
 
 def _is_plain(node: ir.Node) -> bool:
     """Whether its result is the same number in any precision, up to rounding, and each time."""
-    if node.domain or node.op_type in _JUMPING | _RANDOM:
+    if node.domain or node.op_type in _JUMPING | _RANDOM or _jumps(node):
         return False
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
         return False
@@ -55,6 +59,30 @@ def _is_plain(node: ir.Node) -> bool:
         return True
     to = ir.DataType(node.attributes["to"].as_int())
     return to in _FLOATS or not to.is_floating_point()
+
+
+def _jumps(node: ir.Node) -> bool:
+    """Whether it makes integers or booleans of floats that were rounded: a cast, a comparison, an ArgMax."""
+    if node.op_type in _COUNTING or all(_is_float(value) for value in node.outputs):
+        return False
+    return any(value is not None and _is_rounded(value) for value in node.inputs)
+
+
+def _is_rounded(value: ir.Value) -> bool:
+    """Whether it is a float that depends on what it was computed in: no constant, and no whole number."""
+    node = value.producer()
+    if node is None or node.op_type == "Constant" or not _is_float(value):
+        return False
+    if node.op_type in _CASTING:
+        return node.inputs[0] is None or _is_float(node.inputs[0])
+    return node.op_type not in _MOVING or any(v is not None and _is_rounded(v) for v in node.inputs)
+
+
+def _is_float(value: ir.Value) -> bool:
+    dtype = value.dtype if value.const_value is None else value.const_value.dtype
+    if dtype is None and (tensor := ir.convenience.get_const_tensor(value)) is not None:
+        dtype = tensor.dtype
+    return dtype is not None and dtype.is_floating_point()
 
 
 def _is_read_outside(value: ir.Value, computed: set[ir.Value]) -> bool:

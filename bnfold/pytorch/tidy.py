@@ -29,7 +29,7 @@ def tidy(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], symbols
 
     Args:
         model: As the exporter has made it.
-        inputs: What its inputs shall be called.
+        inputs: What its inputs shall be called, one name each.
         outputs: What its outputs shall be called.
         symbols: What its free sizes shall be called.
     """
@@ -154,6 +154,7 @@ def _separate_outputs(graph: ir.Graph) -> None:
 def _rename(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     graph = model.graph
     fixed = [*graph.inputs, *graph.initializers.values(), *graph.outputs]
+    assert len(inputs) == len(graph.inputs) and len(outputs) == len(graph.outputs)
     wanted = [*inputs, *(_weight(value) for value in graph.initializers.values()), *outputs]
     inner = {v.name for v in _values(model) if v.graph is not graph}
     taken = set[str]({name for name in inner if name})

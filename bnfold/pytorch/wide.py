@@ -3,7 +3,8 @@
 `.double()` alone is not that: a module may cast to float32 on its way, make constants in it, or keep
 tensors that are no parameters. Here every operator that torch reaches computes in float64; a cast between
 floats is the identity. Numbers that the module's own type rounds when it computes (0.1, a slope, an
-epsilon) stay rounded to that type: they are constants of the function, as its weights are.
+epsilon) stay rounded to that type: they are constants of the function, as its weights are. So are integers
+that are made of such numbers alone, as `(arange(0, 2, 0.1) / 0.1).long()`: float64 would make others.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .duplicate import at_rest, duplicate
 
@@ -46,6 +48,7 @@ class Wide(TorchDispatchMode):  # type: ignore[misc]  # torch has no types here
         super().__init__()
         self._rounded = rounded
         self._double = double
+        self._own = WeakTensorKeyDictionary()  # the same in the module's own types
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -59,9 +62,32 @@ class Wide(TorchDispatchMode):  # type: ignore[misc]  # torch has no types here
             counts = name in _COUNTING and not any(isinstance(a, float) for a in (*numbers, *named.values()))
             if not counts:
                 named["dtype"] = torch.float64
+        own = self._in_own_types(func, args, kwargs or {}, leaves)
         keep = name.startswith(_RESIZING) or (self._double and _WITH_EPSILON in name)
         args, named = _pytree.tree_map(lambda leaf: self._widened(leaf, keep), (args, named))
-        return _pytree.tree_map(lambda leaf: self._widened(leaf, True), func(*args, **named))
+        if own is not None and not own.is_floating_point():
+            return self._noted(own, own)
+        result = _pytree.tree_map(lambda leaf: self._widened(leaf, True), func(*args, **named))
+        return result if own is None else self._noted(result, own)
+
+    def _in_own_types(self, func: Any, args: Any, kwargs: Any, leaves: Sequence[Any]) -> torch.Tensor | None:
+        """What torch makes of numbers in the code alone: where integers come of it, each bit counts."""
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        if func._schema.is_mutable:
+            for tensor in tensors:
+                self._own.pop(tensor, None)
+            return None
+        if torch.Tag.nondeterministic_seeded in func.tags or any(t not in self._own for t in tensors):
+            return None
+        swapped = _pytree.tree_map(
+            lambda leaf: self._own[leaf] if isinstance(leaf, torch.Tensor) else leaf, (args, kwargs)
+        )
+        made = func(*swapped[0], **swapped[1])
+        return made if isinstance(made, torch.Tensor) else None
+
+    def _noted(self, result: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        self._own[result] = own
+        return result
 
     def _widened(self, leaf: Any, keep: bool) -> Any:
         if isinstance(leaf, torch.Tensor):
@@ -82,7 +108,8 @@ def rounded(number: float) -> float:
 
 def is_double(module: nn.Module) -> bool:
     """Whether all that it has learnt is in float64."""
-    floats = [t for t in module.state_dict().values() if t.is_floating_point()]
+    state = module.state_dict().values()  # in which `get_extra_state` may have put anything
+    floats = [t for t in state if isinstance(t, torch.Tensor) and t.is_floating_point()]
     return bool(floats) and all(t.dtype is torch.float64 for t in floats)
 
 
