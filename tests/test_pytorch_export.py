@@ -637,6 +637,11 @@ class TestFreeSizes:
         with pytest.raises(InputError, match=f"where not {guard},.*test_pytorch_export.py:"):
             exported(net, IMAGE)
 
+    def test_guards_that_divide_by_nothing(self) -> None:
+        """Where a convolution leaves no position, the guards of what reads them divide by zero."""
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.BatchNorm1d(4)).eval()
+        assert exported(net, IMAGE).batchnorms == 0
+
     def test_where_both_sides_agree_there_is_nothing_to_say(self) -> None:
         net = Rest(lambda m, x: m.conv(x)[:, :, : min(x.shape[2], 50)], conv=nn.Conv2d(3, 4, 3, padding=1))
         report = exported(net.eval(), IMAGE)

@@ -80,7 +80,7 @@ class Captured:
             args, kwargs = self.arguments(tensors)
             try:
                 guards(*_pytree.tree_leaves((args, kwargs)))
-            except (AssertionError, RuntimeError) as error:
+            except (ArithmeticError, AssertionError, RuntimeError) as error:
                 return told(error).removeprefix("Guard failed: ")
             return ""
 

@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,13 @@ def _in_names(guard: str, call: Call) -> str:
     return _SIZE.sub(named, guard)
 
 
+def _fails(expression: Any, sizes: Mapping[Any, int]) -> bool:
+    try:
+        return str(expression.xreplace(sizes)) == "False"  # other symbols may be left
+    except ArithmeticError:  # it divides by what is 0 at such sizes
+        return False
+
+
 def _place(placed: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> str:
     """The user's line behind the first guard that sizes do not satisfy."""
     free = {
@@ -105,7 +112,6 @@ def _place(placed: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> str:
     for _, env in list(free.values())[:1]:
         for guard in env.guards:
             frame = guard.sloc.framework_loc
-            fails = str(guard.expr.xreplace(sizes)) == "False"  # other symbols may be left
-            if fails and is_users(getattr(frame, "filename", "<")):
+            if _fails(guard.expr, sizes) and is_users(getattr(frame, "filename", "<")):
                 return line(frame.filename, frame.lineno)
     return ""
