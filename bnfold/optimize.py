@@ -9,13 +9,15 @@ from __future__ import annotations
 import gc
 import io
 import os
+import secrets
+import shutil
 import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Literal
 
 import numpy as np
@@ -326,16 +328,24 @@ def _write_out(content: bytes) -> None:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for what has to be a file but is nobody's business."""
+    """A folder for what has to be a file but is nobody's business.
+
+    It is named before it is made, so that an interruption in between leaves nothing behind.
+    """
+    folder: Path | None = None
     try:
-        folder = TemporaryDirectory(prefix="bnfold-", ignore_cleanup_errors=True)
-    except OSError as error:
-        raise OutputError(
-            f"no temporary folder can be made: {error.strerror or error}; free some space or set TMPDIR to "
-            "another folder; nothing was written"
-        ) from error
-    with folder as name:
-        yield Path(name)
+        try:
+            folder = Path(gettempdir(), f"bnfold-{secrets.token_hex(8)}")
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise OutputError(
+                f"no temporary folder can be made: {error.strerror or error}; free some space or set TMPDIR "
+                "to another folder; nothing was written"
+            ) from error
+        yield folder
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
