@@ -210,27 +210,9 @@ def _every(pattern: str) -> Kinds:
     return tuple(getattr(nn, pattern.format(d)) for d in (1, 2, 3) if hasattr(nn, pattern.format(d)))
 
 
-_ACTIVATIONS: Kinds = tuple(
-    getattr(nn, name)
-    for name in [
-        "CELU",
-        "ELU",
-        "GELU",
-        "Hardsigmoid",
-        "Hardswish",
-        "Hardtanh",
-        "LogSigmoid",
-        "LogSoftmax",
-        "Mish",
-        "ReLU6",
-        "SELU",
-        "SiLU",
-        "Sigmoid",
-        "Softmax",
-        "Softplus",
-        "Softsign",
-        "Tanh",
-    ]
+_ACTIVATIONS: Kinds = (
+    *(nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LogSigmoid, nn.LogSoftmax),
+    *(nn.Mish, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softmax, nn.Softplus, nn.Softsign, nn.Tanh),
 )
 _MODULES: tuple[tuple[str, Kinds, Attributes], ...] = (
     ("conv", _every("Conv{}d"), _CONV),
@@ -265,9 +247,30 @@ _DIMENSIONS = {"1d": 1, "2d": 2, "3d": 3}
 _RANKS = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}  # they refuse data of any other
 _PARAMETERS = ("weight", "bias", "running_mean", "running_var")
 
+_BOTH = {
+    "add": ("add", "input other alpha"),
+    "chunk": ("chunk", "input chunks dim"),
+    "div": ("div", "input other rounding_mode"),
+    "flatten": ("flatten", "input start_dim end_dim"),
+    "matmul": ("matmul", "input other"),
+    "mean": ("mean", "input dim keepdim"),
+    "mul": ("mul", "input other"),
+    "neg": ("neg", "input"),
+    "relu": ("relu", "input"),
+    "relu_": ("relu", "input"),
+    "split": ("split", "input sizes dim"),
+    "squeeze": ("squeeze", "input dim"),
+    "sub": ("sub", "input other alpha"),
+    "sum": ("sum", "input dim keepdim"),
+    "transpose": ("transpose", "input dim0 dim1"),
+    "unsqueeze": ("unsqueeze", "input dim"),
+    **dict.fromkeys(("clamp", "sigmoid", "softmax", "tanh"), ("same", "input *rest")),
+}
+"""What torch has both as functions and as methods."""
+
 _CONV_FUNCTION = "input weight bias stride padding dilation groups"
-_SAME = "input inplace"
 _FUNCTIONS: dict[Any, tuple[str, str]] = {
+    **{getattr(torch, name): known for name, known in _BOTH.items()},
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), ("conv", _CONV_FUNCTION)),
     **dict.fromkeys(
         (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
@@ -277,24 +280,19 @@ _FUNCTIONS: dict[Any, tuple[str, str]] = {
     F.batch_norm: ("batch_norm", "input running_mean running_var weight bias training momentum eps"),
     F.group_norm: ("group_norm", "input num_groups weight bias eps"),
     F.layer_norm: ("layer_norm", "input normalized_shape weight bias eps"),
-    **dict.fromkeys((F.relu, torch.relu, F.relu_, torch.relu_), ("relu", _SAME)),
+    **dict.fromkeys((F.relu, F.relu_), ("relu", "input inplace")),
     **dict.fromkeys(
         (F.elu, F.gelu, F.hardsigmoid, F.hardswish, F.hardtanh, F.mish, F.relu6, F.selu, F.sigmoid, F.silu),
         ("same", "input *rest"),
     ),
     **dict.fromkeys((F.softmax, F.log_softmax, F.softplus, F.tanh), ("same", "input *rest")),
-    **dict.fromkeys((torch.sigmoid, torch.softmax, torch.tanh), ("same", "input *rest")),
     F.leaky_relu: ("leaky_relu", "input negative_slope inplace"),
     **dict.fromkeys((F.prelu, torch.prelu), ("prelu", "input weight")),
     **dict.fromkeys((F.dropout, F.dropout2d), ("dropout", "input p training inplace")),
-    torch.flatten: ("flatten", "input start_dim end_dim"),
-    **dict.fromkeys((torch.reshape,), ("reshape", "input shape")),
+    torch.reshape: ("reshape", "input shape"),
     torch.permute: ("permute", "input dims"),
-    **dict.fromkeys((torch.transpose, torch.swapaxes), ("transpose", "input dim0 dim1")),
-    torch.squeeze: ("squeeze", "input dim"),
-    torch.unsqueeze: ("unsqueeze", "input dim"),
+    torch.swapaxes: ("transpose", "input dim0 dim1"),
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), ("cat", "tensors dim")),
-    torch.chunk: ("chunk", "input chunks dim"),
     **dict.fromkeys((F.max_pool1d, F.max_pool2d, F.max_pool3d), ("max_pool", " ".join(("input", *_POOL)))),
     **dict.fromkeys((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), ("avg_pool", " ".join(("input", *_AVERAGE)))),
     **dict.fromkeys(
@@ -311,18 +309,12 @@ _FUNCTIONS: dict[Any, tuple[str, str]] = {
     ),
     F.pixel_shuffle: ("pixel_shuffle", "input upscale_factor"),
     F.pad: ("pad", "input padding mode value"),
-    **dict.fromkeys((torch.matmul, operator.matmul), ("matmul", "input other")),
-    torch.split: ("split", "input sizes dim"),
+    operator.matmul: ("matmul", "input other"),
     F.embedding: ("embedding", "input weight"),
-    torch.mean: ("mean", "input dim keepdim"),
-    torch.sum: ("sum", "input dim keepdim"),
-    torch.neg: ("neg", "input"),
-    **dict.fromkeys((torch.add, operator.add, operator.iadd), ("add", "input other alpha")),
-    **dict.fromkeys((torch.sub, torch.subtract, operator.sub, operator.isub), ("sub", "input other alpha")),
-    **dict.fromkeys((torch.mul, torch.multiply, operator.mul, operator.imul), ("mul", "input other")),
-    **dict.fromkeys(
-        (torch.div, torch.divide, operator.truediv, operator.itruediv), ("div", "input other rounding_mode")
-    ),
+    **dict.fromkeys((operator.add, operator.iadd), _BOTH["add"]),
+    **dict.fromkeys((torch.subtract, operator.sub, operator.isub), _BOTH["sub"]),
+    **dict.fromkeys((torch.multiply, operator.mul, operator.imul), _BOTH["mul"]),
+    **dict.fromkeys((torch.divide, operator.truediv, operator.itruediv), _BOTH["div"]),
     operator.neg: ("neg", "input"),
     operator.getitem: ("getitem", "input index"),
     getattr: ("attribute", "input name"),
@@ -333,41 +325,22 @@ _POOLS = {
     for d in (1, 2, 3)
 }
 _METHODS: dict[str, tuple[str, str]] = {
-    "relu": ("relu", "input"),
-    "relu_": ("relu", "input"),
-    **dict.fromkeys(("clamp", "sigmoid", "softmax", "tanh"), ("same", "input *rest")),
-    "flatten": ("flatten", "input start_dim end_dim"),
+    **_BOTH,
+    **{f"{name}_": _BOTH[name] for name in ("add", "sub", "mul", "div")},
     "view": ("reshape", "input *shape"),
     "reshape": ("reshape", "input *shape"),
+    "reshape_as": ("reshape_as", "input other"),
+    "view_as": ("reshape_as", "input other"),
     "permute": ("permute", "input *dims"),
-    "transpose": ("transpose", "input dim0 dim1"),
-    "squeeze": ("squeeze", "input dim"),
-    "unsqueeze": ("unsqueeze", "input dim"),
     "contiguous": ("identity", "input"),
-    "chunk": ("chunk", "input chunks dim"),
-    "split": ("split", "input sizes dim"),
-    "matmul": ("matmul", "input other"),
     "to": ("to", "input dtype"),
     "type_as": ("type_as", "input other"),
     "float": ("float32", "input"),
     "half": ("float16", "input"),
     "double": ("float64", "input"),
     "bfloat16": ("bfloat16", "input"),
-    "mean": ("mean", "input dim keepdim"),
-    "sum": ("sum", "input dim keepdim"),
-    "neg": ("neg", "input"),
-    "reshape_as": ("reshape_as", "input other"),
-    "view_as": ("reshape_as", "input other"),
     "size": ("shape", "input dim"),
     "dim": ("shape", "input"),
-    "add": ("add", "input other alpha"),
-    "add_": ("add", "input other alpha"),
-    "sub": ("sub", "input other alpha"),
-    "sub_": ("sub", "input other alpha"),
-    "mul": ("mul", "input other"),
-    "mul_": ("mul", "input other"),
-    "div": ("div", "input other rounding_mode"),
-    "div_": ("div", "input other rounding_mode"),
 }
 
 

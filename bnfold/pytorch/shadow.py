@@ -154,10 +154,8 @@ class Builder:
             InputError: They contradict what is known: the module cannot run.
         """
         known = self.dims(value) or dims
-        for axis, (here, there) in enumerate(zip(known, dims, strict=False)):
-            if len(known) != len(dims) or (
-                isinstance(here, int) and isinstance(there, int) and here != there
-            ):
+        for axis, (here, there) in enumerate(zip(known, dims, strict=True)):
+            if isinstance(here, int) and isinstance(there, int) and here != there:
                 raise InputError(
                     f"{self.called!r} takes data with {there} channels, and is given {here} (axis {axis} of "
                     f"{value.name!r}); the module cannot run"
@@ -193,13 +191,11 @@ class Builder:
 
     def parameter(self, argument: Any, name: str, default: float, count: int, dtype: torch.dtype) -> ir.Value:
         """A parameter per channel, or the constant that stands for an absent one."""
-        if argument is None:
-            value = self._initializer(torch.full((count,), default, dtype=dtype))
-            self._tensors[value] = Slot(self.node, name)
-            return value
-        if not isinstance(argument, Stored):
-            raise Unknown
-        return self.tensor(argument)
+        if argument is not None:
+            return self.tensor(need_stored(argument))
+        value = self._initializer(torch.full((count,), default, dtype=dtype))
+        self._tensors[value] = Slot(self.node, name)
+        return value
 
     def emit(
         self,

@@ -346,8 +346,11 @@ def substitute(root: nn.Module, module: nn.Module, new: nn.Module) -> None:
 
 
 def _what_is_left(module: nn.Module, terms: tuple[Term, ...]) -> nn.Module:
-    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-    return (nn.Identity() if not terms else _module_of(terms, device)).train(module.training)
+    return (nn.Identity() if not terms else _module_of(terms, _device_of(module))).train(module.training)
+
+
+def _device_of(module: nn.Module) -> Any:
+    return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
 def _module_of(terms: tuple[Term, ...], device: Any) -> nn.Module:
@@ -377,8 +380,7 @@ def _free_name(root: nn.Module, stem: str) -> str:
 
 
 def _placed(root: nn.Module, graph: fx.Graph, place: Place) -> fx.Node:
-    device = next((t.device for t in (*root.parameters(), *root.buffers())), torch.device("cpu"))
-    return _chained(root, graph, place.node, place.terms, device)
+    return _chained(root, graph, place.node, place.terms, _device_of(root))
 
 
 def _behind(graph: fx.Graph, node: fx.Node) -> fx.Node:
@@ -401,9 +403,9 @@ def _change(root: nn.Module, graph: fx.Graph, call: fx.Node, constants: Mapping[
     for name, array in constants.items():
         node = None
         if array is not None:
-            device = next((t.device for t in (*root.parameters(), *root.buffers())), torch.device("cpu"))
             attribute = _free_name(root, f"{call.name}_{name}")
-            root.register_parameter(attribute, nn.Parameter(_tensor(array, device), requires_grad=False))
+            tensor = _tensor(array, _device_of(root))
+            root.register_parameter(attribute, nn.Parameter(tensor, requires_grad=False))
             with graph.inserting_before(call):
                 node = graph.get_attr(attribute)
         put(call, name, node)
