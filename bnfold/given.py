@@ -2,26 +2,25 @@
 
 A feed is an `.npz` file (arrays by input name), an `.npy` file (for a model with one input), or a folder
 of ONNX's own kind (`input_0.pb`, ...). A folder of any of these is so many feeds, sorted by name.
-Nothing is unpickled.
+Nothing is unpickled. Whatever arrays a user gives elsewhere are read and held against the model by the same
+functions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .errors import InputError
-from .feeds import Feed, Input, inputs_of
+from .feeds import Array, Feed, Input, inputs_of
 
 if TYPE_CHECKING:
     import onnx
-
-Array = NDArray[Any]
 
 _KINDS = ".npz files, .npy files, or ONNX test data (input_0.pb, ...)"
 
@@ -41,31 +40,28 @@ def given(path: Path, model: onnx.ModelProto) -> Iterator[Feed]:
             the model: missing, unknown, empty, of another type or shape, or an index out of its table.
     """
     inputs = inputs_of(model)
-    sources = list(_sources(path))
-    for source in sources:
-        _read(source, inputs)
-    return (_read(source, inputs) for source in sources)
-
-
-def _sources(path: Path) -> Iterator[Path]:
-    """The files and folders that are one feed each."""
     if not path.exists():
         raise InputError(f"{path}: there is no such file or folder; give {_KINDS}, or a folder of them")
-    if not path.is_dir():
-        yield path
-        return
-    try:
-        names = sorted(path.iterdir(), key=_counting)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    folders = [name for name in names if name.is_dir() and any(name.glob("input_*.pb"))]
-    found = [name for name in names if name.suffix in (".npz", ".npy") and name.is_file()]
-    if any(path.glob("input_*.pb")):
-        yield path
-    elif folders or found:
-        yield from folders + found
-    else:
+    found = sources(path)
+    if not found:
         raise InputError(f"{path}: this folder holds no inputs; expected {_KINDS}")
+    for source in found:
+        _read(source, inputs)
+    return (_read(source, inputs) for source in found)
+
+
+def sources(path: Path) -> list[Path]:
+    """The files and folders that are one feed each, in order: the path itself, or what the folder holds.
+
+    Raises:
+        InputError: The folder cannot be listed.
+    """
+    if not path.is_dir() or any(path.glob("input_*.pb")):
+        return [path]
+    with reading(path):
+        names = sorted(path.iterdir(), key=_counting)
+    folders = [name for name in names if name.is_dir() and any(name.glob("input_*.pb"))]
+    return folders + [name for name in names if name.suffix in (".npz", ".npy") and name.is_file()]
 
 
 def _counting(path: Path) -> list[tuple[int, str]]:
@@ -75,33 +71,28 @@ def _counting(path: Path) -> list[tuple[int, str]]:
 
 def _read(source: Path, inputs: Sequence[Input]) -> Feed:
     if source.is_dir():
-        arrays = _test_data(source, inputs)
+        arrays = test_data(source, inputs)
     elif source.suffix == ".npz":
         arrays = _archive(source)
     elif source.suffix == ".npy":
-        arrays = {_only(source, inputs).name: _array(source)}
+        arrays = {only(source, inputs).name: _array(source)}
     else:
         raise InputError(
             f"{source}: is neither .npz nor .npy; save arrays with numpy.savez(path, name=array)"
         )
-    names = [i.name for i in inputs]
-    told = f"the model's inputs are {_listed(names)}"
-    if missing := [name for name in names if name not in arrays]:
-        raise InputError(f"{source}: has no array for {_listed(missing)}; it has {_listed(arrays)}; {told}")
-    if extra := [name for name in arrays if name not in names]:
-        raise InputError(f"{source}: has arrays that the model does not read: {_listed(extra)}; {told}")
-    fitting = {i.name: _typed(source, i, arrays[i.name]) for i in inputs}
-    sizes = _need_binding(source, inputs, fitting)
-    return Feed(fitting, ", ".join([str(source), *(f"{name}={size}" for name, size in sizes.items())]))
+    need_names(source, inputs, arrays)
+    arrays, sizes = fitted(source, inputs, arrays)
+    return Feed(arrays, ", ".join([str(source), *(f"{name}={size}" for name, size in sizes.items())]))
 
 
-def _loaded(source: Path, load: Callable[[], Any]) -> Any:
-    """What a reader makes of a file; whatever is wrong with the file is an InputError.
+@contextmanager
+def reading(source: Path) -> Iterator[None]:
+    """Whatever is wrong with a file is an InputError.
 
     The readers of numpy, zipfile and protobuf raise about everything on bytes they did not expect.
     """
     try:
-        return load()
+        yield
     except InputError:
         raise
     except MemoryError as error:
@@ -116,37 +107,37 @@ def _loaded(source: Path, load: Callable[[], Any]) -> Any:
 
 
 def _archive(source: Path) -> dict[str, Array]:
-    def load() -> dict[str, Array]:
-        # Opened here: numpy leaves a file open that it finds to be corrupt.
-        with source.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-
-    arrays: dict[str, Array] = _loaded(source, load)
-    return arrays
+    # Opened here: numpy leaves a file open that it finds to be corrupt.
+    with reading(source), source.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 def _array(source: Path) -> Array:
-    def load() -> Array:
-        with source.open("rb") as file:
-            array: Array = np.load(file, allow_pickle=False)
-            return array
-
-    found: Array = _loaded(source, load)
-    return found
+    with reading(source), source.open("rb") as file:
+        array: Array = np.load(file, allow_pickle=False)
+        return array
 
 
-def _only(source: Path, inputs: Sequence[Input]) -> Input:
-    """The one input that an array without a name can be for."""
+def only(source: object, inputs: Sequence[Input]) -> Input:
+    """The one input that an array without a name can be for.
+
+    Raises:
+        InputError: There are more, or none.
+    """
     if len(inputs) != 1:
         raise InputError(
             f"{source}: is one array, but the model has {len(inputs)} inputs: "
-            f"{_listed(i.name for i in inputs)}; give an .npz file with an array for each"
+            f"{listed(i.name for i in inputs)}; give an array for each, by name (as in an .npz file)"
         )
     return inputs[0]
 
 
-def _test_data(folder: Path, inputs: Sequence[Input]) -> dict[str, Array]:
-    """ONNX's own kind of test data: by the names in the tensors if they are inputs' names, else by number."""
+def test_data(folder: Path, inputs: Sequence[Input]) -> dict[str, Array]:
+    """ONNX's own kind of test data: by the names in the tensors if they are inputs' names, else by number.
+
+    Raises:
+        InputError: A file is corrupt, not numbered, or refers to another one.
+    """
     import onnx
 
     found: dict[int, tuple[str, Array]] = {}
@@ -155,21 +146,51 @@ def _test_data(folder: Path, inputs: Sequence[Input]) -> dict[str, Array]:
             raise InputError(
                 f"{file}: is not numbered; the files of a data set are input_0.pb, input_1.pb, ..."
             )
-
-        def load(file: Path = file) -> tuple[str, Array]:
+        with reading(file):
             tensor = onnx.load_tensor(str(file))
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 raise InputError(f"{file}: keeps its numbers in another file; store them inside")
-            return tensor.name, onnx.numpy_helper.to_array(tensor)
-
-        found[int(file.stem.removeprefix("input_"))] = _loaded(file, load)
+            array = onnx.numpy_helper.to_array(tensor)
+        found[int(file.stem.removeprefix("input_"))] = tensor.name, array
     names = [i.name for i in inputs]
     if all(name in names for name, _ in found.values()):
         return dict(found.values())
     return {names[i] if i < len(names) else f"input_{i}.pb": array for i, (_, array) in sorted(found.items())}
 
 
-def _typed(source: Path, target: Input, array: Array) -> Array:
+def need_names(source: object, inputs: Sequence[Input], arrays: Iterable[str]) -> None:
+    """Refuse arrays that are not those of the inputs, by name.
+
+    Raises:
+        InputError: One is missing, or there is one too many.
+    """
+    names, there = [i.name for i in inputs], list(arrays)
+    told = f"the model's inputs are {listed(names)}"
+    if missing := [name for name in names if name not in there]:
+        raise InputError(f"{source}: has no array for {listed(missing)}; it has {listed(there)}; {told}")
+    if extra := [name for name in there if name not in names]:
+        raise InputError(f"{source}: has arrays that the model does not read: {listed(extra)}; {told}")
+
+
+def fitted(
+    source: object, inputs: Sequence[Input], arrays: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, int]]:
+    """The arrays in the types of their inputs, and the free sizes by name.
+
+    Args:
+        source: Where they are from, for messages.
+        inputs: What they are for.
+        arrays: One for each input.
+
+    Raises:
+        InputError: One is of another type, rank or shape, empty, or an index out of its table; or a free
+            size is not the same everywhere.
+    """
+    typed = {i.name: _typed(source, i, arrays[i.name]) for i in inputs}
+    return typed, _need_binding(source, inputs, typed)
+
+
+def _typed(source: object, target: Input, array: Array) -> Array:
     """The array in the type of its input.
 
     A float of another width is taken, since numpy makes float64 unless told otherwise and both models
@@ -188,14 +209,7 @@ def _typed(source: Path, target: Input, array: Array) -> Array:
             f"{source}: array '{target.name}' is {theirs.name}, but the model's input is {ours.name}; "
             "convert it as the program that uses the model does (scaling included) and save it again"
         )
-    with np.errstate(all="ignore"):
-        cast = array.astype(ours)
-    lost = np.isfinite(array) & ~np.isfinite(cast) if kinds[0] == "float" else cast != array
-    if lost.any():
-        raise InputError(
-            f"{source}: array '{target.name}' is {theirs.name} and holds {array[lost].flat[0]}, which the "
-            f"model's {ours.name} cannot hold"
-        )
+    cast = array if ours == theirs else _cast(source, target, array)
     if (
         target.bound is not None
         and cast.size
@@ -208,19 +222,32 @@ def _typed(source: Path, target: Input, array: Array) -> Array:
     return cast
 
 
+def _cast(source: object, target: Input, array: Array) -> Array:
+    """The array in a type of the same kind, if nothing but digits is lost."""
+    with np.errstate(all="ignore"):
+        cast = array.astype(target.dtype)
+    lost = np.isfinite(array) & ~np.isfinite(cast) if _kind(target.dtype) == "float" else cast != array
+    if lost.any():
+        raise InputError(
+            f"{source}: array '{target.name}' is {array.dtype.name} and holds {array[lost].flat[0]}, which "
+            f"the model's {target.dtype.name} cannot hold"
+        )
+    return cast
+
+
 def _kind(dtype: np.dtype[Any]) -> str:
     """Types of one kind are cast to one another."""
     return next((kind for kind in ("float", "int") if kind in dtype.name), dtype.name)
 
 
-def _need_binding(source: Path, inputs: Sequence[Input], arrays: Mapping[str, Array]) -> dict[str, int]:
+def _need_binding(source: object, inputs: Sequence[Input], arrays: Mapping[str, Array]) -> dict[str, int]:
     """The free sizes by name, where shapes agree with the declared ones and with each other."""
     sizes: dict[str, int] = {}
     for target in inputs:
         shape = arrays[target.name].shape
         where = f"{source}: array '{target.name}' has shape {list(shape)}"
         if 0 in shape and 0 not in (target.shape or ()):
-            raise InputError(f"{where}: it is empty, so nothing would be compared; give at least one row")
+            raise InputError(f"{where}: it is empty, so there is nothing to run; give at least one row")
         if target.shape is not None:
             _need_shape(where, shape, target.shape, sizes)
     return sizes
@@ -245,5 +272,6 @@ def _need_shape(
             )
 
 
-def _listed(names: Any) -> str:
+def listed(names: Iterable[object]) -> str:
+    """Names in quotes, for messages."""
     return ", ".join(f"'{name}'" for name in names) or "none"
