@@ -1,4 +1,4 @@
-"""What docs/pytorch.md shows is what happens."""
+"""What docs/pytorch.md and docs/conventions.md show is what happens."""
 
 from __future__ import annotations
 
@@ -49,3 +49,12 @@ def test_the_page_runs(
     for name in ("net", "small", "program", "unfolded", "from_python"):
         kinds = [node.op_type for node in onnx.load(f"{name}.onnx").graph.node]
         assert kinds.count("BatchNormalization") == (4 if name == "unfolded" else 0), name
+
+
+def test_the_conventions(capsys: pytest.CaptureFixture[str]) -> None:
+    page = PAGE.with_name("conventions.md").read_text(encoding="utf-8")
+    text = "".join(block for _, block in BLOCK.findall(page))
+    exec(compile(text, "conventions.md", "exec"), {})
+    expected = re.findall(r"^print\(.*\)  # (.*)$", text, re.MULTILINE)
+    assert len(expected) == 8
+    assert capsys.readouterr().out.splitlines() == expected
