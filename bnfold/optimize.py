@@ -9,15 +9,13 @@ from __future__ import annotations
 import gc
 import io
 import os
-import secrets
-import shutil
 import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Literal
 
 import numpy as np
@@ -25,10 +23,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .constants import FLOATS, Constant
-from .errors import InputError, NotEquivalent, OutputError, Undecided
+from .errors import InputError, NotEquivalent, Undecided
 from .facts import Facts, Op
 from .fold import fold, inline
 from .model import is_trainable, load, rest, stage, to_bytes
+from .places import STREAM, beside, copy, need_free, scratch, streamed, title, write_out
+from .recalibration import RecalibrateReport
 from .report import (
     BatchNormFacts,
     Counts,
@@ -40,8 +40,6 @@ from .report import (
 )
 from .verification import Verdict, VerifyReport
 from .verify import verify as compare
-
-STREAM = "-"
 
 _NOTHING = FoldReport((), Counts(0, 0, 0), Counts(0, 0, 0), modified=False)
 
@@ -56,6 +54,7 @@ def optimize(
     verify: Literal["full", "fast", "none"] = "fast",
     freeze_initializers: bool = False,
     inline_functions: bool = False,
+    recalibrate: Callable[[str, Path], RecalibrateReport] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> OptimizeReport:
     """Fold the BatchNormalizations of a model file, compare the result with the original, and write it.
@@ -73,6 +72,8 @@ def optimize(
         freeze_initializers: Make initializers that are also inputs (IR version 4 and later: a caller
             may override them) constants, and remove them from the inputs.
         inline_functions: Inline local functions first, so that weights that are arguments can fold.
+        recalibrate: Called first, with the source and the path at which it leaves a model that is taken
+            instead: `functools.partial(bnfold.recalibrate, data=...)`.
         progress: Called with the share of the comparison that is done, from 0 to 1.
 
     Returns:
@@ -85,9 +86,10 @@ def optimize(
         Undecided: They could not be compared. Nothing was written.
     """
     origin = os.fspath(source)
-    return deliver(
-        origin,
-        _beside(origin) if target is None else os.fspath(target),
+    goal = beside(origin, ".folded.onnx") if target is None else os.fspath(target)
+    work = partial(
+        deliver,
+        goal=goal,
         called=origin,
         force=force,
         dry_run=dry_run,
@@ -97,6 +99,14 @@ def optimize(
         inline_functions=inline_functions,
         progress=progress,
     )
+    if recalibrate is None:
+        return work(origin)
+    if not dry_run:
+        need_free(goal, force=force)
+    with scratch() as folder:
+        recalibrated = folder / "recalibrated.onnx"
+        first = replace(recalibrate(origin, recalibrated), target=None)
+        return replace(work(str(recalibrated)), recalibration=first)
 
 
 def deliver(
@@ -129,7 +139,7 @@ def deliver(
         BnfoldError: As `optimize`, and what `witness` raises.
     """
     with _collector_off(), scratch() as folder:
-        content = _streamed(origin)
+        content = streamed(origin)
         model = load(origin if content is None else io.BytesIO(content))
         folded = _NOTHING
         if folds:
@@ -140,7 +150,7 @@ def deliver(
         compared = verify != "none" and folded.modified
         original = Path(origin)
         if content is not None and compared:
-            original = _copy(content, folder / "original.onnx")
+            original = copy(content, folder / "original.onnx")
 
         def examine(result: Path) -> VerifyReport | None:
             found = judge.need_pass(original, result) if compared else None
@@ -153,9 +163,9 @@ def deliver(
         if goal == STREAM:
             result = to_bytes(model)
             if examined:
-                verification = examine(_copy(result, folder / "result.onnx"))
+                verification = examine(copy(result, folder / "result.onnx"))
             if not dry_run:
-                _write_out(result)
+                write_out(result)
         elif examined or not dry_run:
             place = folder / "result.onnx" if dry_run else goal
             with stage(model, place, force=force) as staged:
@@ -206,18 +216,13 @@ def look(
     return InspectReport(called, tuple(_facts(found, folded.decisions)), folded)
 
 
-def _beside(origin: str) -> str:
-    """The default target."""
-    return STREAM if origin == STREAM else str(Path(origin).with_name(f"{Path(origin).stem}.folded.onnx"))
-
-
 def _fold(
     model: ir.Model, origin: str, only: str | None, freeze_initializers: bool, inline_functions: bool
 ) -> FoldReport:
     """`fold`, with errors that name the file as well."""
     if is_trainable(model):
         raise InputError(
-            f"{_called(origin)}: has training_info, whose graphs use the weights by name, so they cannot be "
+            f"{title(origin)}: has training_info, whose graphs use the weights by name, so they cannot be "
             "folded; remove it first, or export the model for inference"
         )
     with _naming(origin):
@@ -232,18 +237,7 @@ def _naming(origin: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{_called(origin)}: {error}") from error
-
-
-def _streamed(origin: str) -> bytes | None:
-    """What can be read only once: the standard input, a pipe. None for a file."""
-    if origin == STREAM:
-        return sys.stdin.buffer.read()
-    path = Path(origin)
-    try:
-        return path.read_bytes() if path.is_fifo() or path.is_char_device() else None
-    except OSError as error:
-        raise InputError(f"{origin}: cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{title(origin)}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -277,7 +271,7 @@ class _Judge:
         whole = OptimizeReport(self.origin, None, self.folded, report)
         if report.verdict is Verdict.UNDECIDED:
             raise Undecided(
-                f"{_called(self.origin)}: whether the folded model is equivalent could not be decided: "
+                f"{title(self.origin)}: whether the folded model is equivalent could not be decided: "
                 f"{why}; nothing was written (--verify none writes the result unchecked)",
                 whole,
             )
@@ -287,7 +281,7 @@ class _Judge:
                 return report
             why = f"its {unlike[0].what} is {unlike[0].candidate} instead of {unlike[0].reference}"
         raise NotEquivalent(
-            f"{_called(self.origin)}: the folded model is not equivalent: {why}; nothing was written; please "
+            f"{title(self.origin)}: the folded model is not equivalent: {why}; nothing was written; please "
             "report this as a bug of bnfold (--verify none writes the result unchecked)",
             whole,
         )
@@ -297,55 +291,6 @@ class _Judge:
         """What may differ because it was asked for."""
         frozen = {"input"} if self.freeze_initializers else set()
         return frozen | ({"opset", "operator domains"} if self.inline_functions else set())
-
-
-def _called(origin: str) -> str:
-    return "the model on standard input" if origin == STREAM else origin
-
-
-def _copy(content: bytes, path: Path) -> Path:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: a temporary copy for the check cannot be written: {error.strerror or error}; free some "
-            "space or set TMPDIR to another folder; nothing was written"
-        ) from error
-    return path
-
-
-def _write_out(content: bytes) -> None:
-    try:
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(
-            f"the standard output: cannot be written: {error.strerror or error}; the model there is cut off"
-        ) from error
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder for what has to be a file but is nobody's business.
-
-    It is named before it is made, so that an interruption in between leaves nothing behind.
-    """
-    folder: Path | None = None
-    try:
-        try:
-            folder = Path(gettempdir(), f"bnfold-{secrets.token_hex(8)}")
-            folder.mkdir(mode=0o700)
-        except OSError as error:
-            raise OutputError(
-                f"no temporary folder can be made: {error.strerror or error}; free some space or set TMPDIR "
-                "to another folder; nothing was written"
-            ) from error
-        yield folder
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from .formulas import Formula
+from .recalibration import RecalibrateReport
 from .verification import TensorCheck, Verdict, VerifyReport
 
 SCHEMA_VERSION = 1
@@ -335,12 +336,15 @@ class OptimizeReport:
         fold: What was folded.
         verification: The comparison with the original; None when it was not asked for, or nothing was
             changed.
+        recalibration: What was done to the statistics before; None if nothing was. The original that the
+            result was compared with is then the recalibrated one.
     """
 
     source: str
     target: str | None
     fold: FoldReport
     verification: VerifyReport | None
+    recalibration: RecalibrateReport | None = None
 
 
 @dataclass(frozen=True)
@@ -438,9 +442,11 @@ class InspectReport:
     fold: FoldReport
 
 
-def as_dict(report: OptimizeReport | ExportReport | InspectReport | VerifyReport) -> dict[str, Any]:
+def as_dict(
+    report: OptimizeReport | ExportReport | InspectReport | VerifyReport | RecalibrateReport,
+) -> dict[str, Any]:
     """The report as JSON-ready data, with its `schema_version`."""
-    if isinstance(report, VerifyReport) or report.fold is None:
+    if isinstance(report, VerifyReport | RecalibrateReport) or report.fold is None:
         return {"schema_version": SCHEMA_VERSION, **asdict(report)}
     # Formulas share parts, which no JSON can.
     data = asdict(replace(report, fold=replace(report.fold, formulas={})))

@@ -23,7 +23,8 @@ from ..borrow import Borrower
 from ..errors import InputError, NotEquivalent, OutputError, Undecided
 from ..evaluate import Program
 from ..model import save
-from ..optimize import STREAM, deliver, look, scratch
+from ..optimize import deliver, look
+from ..places import need_free, scratch
 from ..report import ExportReport, InspectReport, ModuleCheck, OptimizeReport
 from ..session import Session
 from ..verification import Verdict
@@ -206,10 +207,8 @@ def _goal(name: str, target: str | os.PathLike[str] | None, *, force: bool, dry_
     goal = os.fspath(target)
     if not goal:
         raise OutputError(f"{name}: the name of the target is empty; name a file")
-    if goal != STREAM and not dry_run and not force and os.path.lexists(goal):
-        raise OutputError(f"{goal}: exists already; choose another name, or pass --force")
-    if goal != STREAM and not dry_run and not os.path.isdir(os.path.dirname(os.path.realpath(goal))):
-        raise OutputError(f"{goal}: its folder does not exist; create it")
+    if not dry_run:
+        need_free(goal, force=force)
     return goal
 
 
