@@ -8,7 +8,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
-from .errors import BnfoldError, InputError, NotEquivalent, OutputError, Undecided
+from .errors import BnfoldError, InputError, NotCalibrated, NotEquivalent, OutputError, Undecided
+from .recalibration import LayerReport, Method, RecalibrateReport
 from .report import (
     BatchNormFacts,
     Counts,
@@ -38,11 +39,15 @@ from .verification import (
 
 if TYPE_CHECKING:
     from .fold import FoldPass, fold
+    from .images import ImageOptions
     from .model import load, save
+    from .moments import Moments, SampleMoments
     from .optimize import inspect, optimize
     from .pytorch.export import export, inspect_module
     from .pytorch.fold import fold_module
     from .pytorch.load import load_torch
+    from .pytorch.recalibrate import Recalibration, recalibrate_module
+    from .recalibrate import recalibrate
     from .verify import verify
 
 __version__ = "0.1.0"
@@ -51,12 +56,14 @@ __all__ = [  # noqa: RUF022  # sorted by use: functions, types, errors
     "fold",
     "inspect",
     "optimize",
+    "recalibrate",
     "verify",
     "save",
     "load_torch",
     "export",
     "inspect_module",
     "fold_module",
+    "recalibrate_module",
     "as_dict",
     "FoldPass",
     "OptimizeReport",
@@ -69,6 +76,13 @@ __all__ = [  # noqa: RUF022  # sorted by use: functions, types, errors
     "Reason",
     "Counts",
     "BatchNormFacts",
+    "RecalibrateReport",
+    "LayerReport",
+    "Method",
+    "Recalibration",
+    "ImageOptions",
+    "Moments",
+    "SampleMoments",
     "VerifyReport",
     "Verdict",
     "Limit",
@@ -84,6 +98,7 @@ __all__ = [  # noqa: RUF022  # sorted by use: functions, types, errors
     "InputError",
     "OutputError",
     "NotEquivalent",
+    "NotCalibrated",
     "Undecided",
 ]
 
@@ -92,6 +107,7 @@ _HOMES = {  # of what is imported late
     "fold": "fold",
     "inspect": "optimize",
     "optimize": "optimize",
+    "recalibrate": "recalibrate",
     "verify": "verify",
     "save": "model",
     "FoldPass": "fold",
@@ -99,6 +115,11 @@ _HOMES = {  # of what is imported late
     "export": "pytorch.export",
     "inspect_module": "pytorch.export",
     "fold_module": "pytorch.fold",
+    "recalibrate_module": "pytorch.recalibrate",
+    "Recalibration": "pytorch.recalibrate",
+    "ImageOptions": "images",
+    "Moments": "moments",
+    "SampleMoments": "moments",
 }
 
 

@@ -4,6 +4,7 @@
     ├── InputError      the model (or another input) cannot be used       exit 2
     ├── OutputError     the result cannot be written                      exit 2
     ├── NotEquivalent   the result is not the function it was made from   exit 1
+    ├── NotCalibrated   statistics are less sure or exact than was asked  exit 1
     └── Undecided       nothing could be compared                         exit 3
 
 A message says what, where (file, node, value), why, and what to do next. That a node cannot be
@@ -40,10 +41,10 @@ class OutputError(BnfoldError):
 
 
 class _Unproven(BnfoldError):
-    """The comparison did not pass.
+    """What was made did not pass its check.
 
     Attributes:
-        report: All that was found out until then, an `OptimizeReport`.
+        report: All that was found out until then.
     """
 
     def __init__(self, message: str, report: object = None) -> None:
@@ -53,6 +54,12 @@ class _Unproven(BnfoldError):
 
 class NotEquivalent(_Unproven):
     """The result does not compute what the original computes; nothing was written."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class NotCalibrated(_Unproven):
+    """Recalibrated statistics are less certain, or less exact, than was asked; nothing was written."""
 
     exit_code: ClassVar[int] = 1
 

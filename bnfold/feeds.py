@@ -340,23 +340,23 @@ def _need_room(inputs: Iterable[Input], sizes: Mapping[str, int]) -> None:
     """Refuse declared sizes that no choice of the free ones can make up for."""
     for target in inputs:
         shape = [d if isinstance(d, int) else sizes.get(d, 1) for d in target.shape or ()]
-        if _bytes(shape) > _room():
+        if _bytes(shape) > room():
             raise Unfeedable(
                 f"input '{target.name}' of shape {shape} would take {_bytes(shape) / 2**30:,.0f} GiB in "
-                f"float64, more than a quarter of the memory here ({_room() / 2**30:,.1f} GiB); declare a "
+                f"float64, more than a quarter of the memory here ({room() / 2**30:,.1f} GiB); declare a "
                 "smaller shape in the model, or make its large dimensions free and fix them with --shape"
             )
 
 
 def _fits(binding: Binding) -> bool:
-    return sum(_bytes(binding.shape(i, len(Values))) for i in binding.inputs) <= _room()
+    return sum(_bytes(binding.shape(i, len(Values))) for i in binding.inputs) <= room()
 
 
 def _bytes(shape: Iterable[int]) -> int:
     return 8 * math.prod(shape)
 
 
-def _room() -> int:
+def room() -> int:
     """A quarter of the memory, in bytes: what a model computes needs several times its inputs."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4

@@ -1,9 +1,10 @@
 """Runs models in onnxruntime, in a process of its own.
 
 onnxruntime can crash or hang on a model that it cannot handle; here that ends a child process and
-becomes an `Unrunnable`. The child is this very file, run as a script: it imports nothing but numpy
+becomes an `Unrunnable`. The child is this very file, run as a script: it imports little more than numpy
 and onnxruntime, so it starts fast, and it needs no `__main__` guard in the program that uses it.
-Parent and child speak over pipes: a JSON header, then the bytes of the arrays it announces.
+Parent and child speak over pipes: a JSON header, then the bytes of the arrays it announces. What only the
+next run needs stays in the child, and so do activations of which only moments are wanted.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bnfold.moments import SampleMoments  # by its full name: the child runs this file as a script
 
 Array = NDArray[Any]
 Message = tuple[dict[str, Any], dict[str, Array]]  # header and arrays
@@ -53,6 +56,19 @@ class Signature:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     left_out: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What `Session.measure` found.
+
+    Attributes:
+        moments: By name, of each sample.
+        kept: Type and bytes by name.
+    """
+
+    moments: Mapping[str, SampleMoments]
+    kept: Mapping[str, tuple[np.dtype[Any], int]]
 
 
 class Session:
@@ -137,6 +153,56 @@ class Session:
                 raise Unrunnable(f"input '{name}': onnxruntime takes no array of {value.dtype.name}")
         return self._ask({"do": "run"}, feeds)[1]
 
+    def hold(self, folder: Path | None = None) -> None:
+        """Forget all values that were kept; keep those to come in files in this folder, or in memory."""
+        if self._process is None:
+            self._start()
+        self._ask({"do": "hold", "folder": None if folder is None else str(folder)}, {})
+
+    def measure(
+        self,
+        feeds: Mapping[str, Array],
+        key: int,
+        *,
+        runs: bool = True,
+        keep: Iterable[str] = (),
+        measure: Iterable[str] = (),
+        samples: int,
+    ) -> Observation:
+        """Run the model on what was kept under a key, which is then forgotten, and on feeds.
+
+        Args:
+            feeds: Inputs of the model; more than it reads may be given.
+            key: Of what was kept, and of what is to be.
+            runs: Whether the model is needed at all.
+            keep: Names of inputs and outputs to keep.
+            measure: Names of inputs and outputs, of shape (rows, C, ...), whose moments are wanted.
+            samples: How many samples the rows belong to.
+
+        Raises:
+            OutputError: There is no room for what is to be kept.
+            Unrunnable: The model fails on these feeds, or the rows are no multiple of the samples.
+            Lost: The process crashed or gave no answer in time.
+        """
+        if self._process is None:
+            self._start()
+        request = {
+            "do": "measure",
+            "key": key,
+            "runs": runs,
+            "keep": [*keep],
+            "measure": [*measure],
+            "samples": samples,
+        }
+        reply, arrays = self._ask(request, feeds)
+        return Observation(
+            {
+                name: SampleMoments(size, arrays[f"mean:{name}"], arrays[f"m2:{name}"])
+                for name, size in reply["sizes"].items()
+            },
+            {name: (np.dtype(code), size) for name, (code, size) in reply["kept"].items()},
+        )
+
     def _start(self) -> None:
         # -P: the folder of this file has modules like `model` that must not shadow others. The
         # child finds packages where the parent does, however the parent came to its path.
@@ -178,6 +244,10 @@ class Session:
             from .errors import InputError  # not above: the child runs this file outside of its package
 
             raise InputError(reply["provider"])
+        if "disk" in reply:
+            from .errors import OutputError
+
+            raise OutputError(reply["disk"])
         if "error" in reply:
             raise Unrunnable(reply["error"])
         return reply, results
@@ -272,6 +342,48 @@ class _NoProvider(Exception):
     """The execution provider cannot be had; a sentence for the user."""
 
 
+class _Full(Exception):
+    """There is no room for what is to be kept; a sentence for the user."""
+
+
+class _Shelf:
+    """Arrays that are kept between runs, by a number: in memory, or each number's in a file."""
+
+    def __init__(self, folder: str | None) -> None:
+        self._folder = folder
+        self._kept: dict[int, dict[str, Array]] = {}
+
+    def put(self, key: int, arrays: dict[str, Array]) -> None:
+        if self._folder is None:
+            self._kept[key] = arrays
+            return
+        try:
+            with open(self._path(key), "wb") as file:
+                names = {str(i): np.asarray(array, order="C") for i, array in enumerate(arrays.values())}
+                np.savez(file, **names, names=np.array(json.dumps([*arrays])))  # type: ignore[arg-type]
+        except OSError as error:
+            raise _Full(
+                f"{self._folder}: values between levels cannot be kept there: {error.strerror or error}; "
+                "free some space, set TMPDIR to another folder, or pass --cache none"
+            ) from error
+
+    def take(self, key: int) -> dict[str, Array]:
+        """What was put there, which is then gone; nothing if nothing was."""
+        if self._folder is None:
+            return self._kept.pop(key, {})
+        path = self._path(key)
+        if not os.path.exists(path):
+            return {}
+        with np.load(path, allow_pickle=False) as file:
+            names = json.loads(str(file["names"]))
+            found = {name: file[str(i)] for i, name in enumerate(names)}
+        os.unlink(path)
+        return found
+
+    def _path(self, key: int) -> str:
+        return os.path.join(self._folder or "", f"{key}.npz")
+
+
 class _Runtime:
     """The other end of the pipes: holds the one open model."""
 
@@ -280,7 +392,9 @@ class _Runtime:
 
         self._onnxruntime = onnxruntime
         self._session: Any = None
+        self._inputs: list[str] = []
         self._outputs: list[str] = []
+        self._shelf = _Shelf(None)
         # onnxruntime does not own the values that it is given: they live as long as the session.
         self._values: dict[str, Any] = {}
         self._pending: dict[str, Any] = {}
@@ -293,6 +407,11 @@ class _Runtime:
                 return {}, {}
             case "open":
                 return self._open(request, arrays.get("model")), {}
+            case "hold":
+                self._shelf = _Shelf(request["folder"])
+                return {}, {}
+            case "measure":
+                return self._measure(request, arrays)
             case _:
                 return {}, self._run(arrays)
 
@@ -313,10 +432,11 @@ class _Runtime:
                 f"{self._onnxruntime.__version__}; check its driver and libraries, or use '{CPU}'"
             )
         self._session = session
+        self._inputs = [i.name for i in session.get_inputs()]
         types = {o.name: o.type for o in session.get_outputs()}
         self._outputs = [name for name, kind in types.items() if kind in _TENSORS]
         return {
-            "inputs": [i.name for i in session.get_inputs()],
+            "inputs": self._inputs,
             "outputs": self._outputs,
             "left_out": {name: kind for name, kind in types.items() if kind not in _TENSORS},
         }
@@ -352,6 +472,24 @@ class _Runtime:
             raise ValueError("none of its outputs is a tensor of numbers")
         return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
 
+    def _measure(self, request: dict[str, Any], feeds: dict[str, Array]) -> Message:
+        values = self._shelf.take(request["key"]) | feeds
+        if request["runs"]:
+            values |= self._run({name: values[name] for name in self._inputs})
+        kept = {name: values[name] for name in request["keep"]}
+        if kept:
+            self._shelf.put(request["key"], kept)
+        sizes, arrays = {}, {}
+        for name in request["measure"]:
+            moments = SampleMoments.of(values[name], request["samples"])
+            sizes[name] = moments.size
+            arrays |= {f"mean:{name}": moments.mean, f"m2:{name}": moments.m2}
+        reply = {
+            "sizes": sizes,
+            "kept": {name: [value.dtype.str, value.nbytes] for name, value in kept.items()},
+        }
+        return reply, arrays
+
 
 def _serve() -> None:
     """Answer until the parent closes the pipe."""
@@ -369,6 +507,8 @@ def _serve() -> None:
             reply, results = runtime.answer(request, arrays)
         except _NoProvider as error:
             reply, results = {"provider": str(error)}, {}
+        except _Full as error:
+            reply, results = {"disk": str(error)}, {}
         except Exception as error:  # onnxruntime's errors have no base of their own; all go to the parent
             reply, results = {"error": _one_line(str(error) or type(error).__name__)}, {}
         _send(replies, reply, results)

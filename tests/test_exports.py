@@ -18,11 +18,19 @@ FIXTURE = ROOT / "fixtures" / "digits.onnx"
 
 # A module imports only what stands in a line above its own.
 LAYERS = """
-errors later kinds formulas verification shapes wire enclosures declared evaluate.outcome
+errors later kinds formulas moments multiset recalibration verification shapes wire enclosures declared
+evaluate.outcome
 nudge report double_double origin wellformed session feeds measure structure evaluate.block evaluate.file
-affine nodes write given evaluate.node
-constants chains model evaluate.scope evaluate.stored evaluate.windows
-evaluate.borrowed evaluate.control evaluate.convolutions evaluate.elementwise evaluate.linear
+estimate journal places stages
+affine nodes write given samples sweep evaluate.node
+reference.edges
+reference.statistics
+reference.conventions reference.kernel reference.standardization
+reference.batch reference.per_sample
+reference.renormalization
+reference
+constants chains model images evaluate.scope evaluate.stored evaluate.windows
+data evaluate.borrowed evaluate.control evaluate.convolutions evaluate.elementwise evaluate.linear
 evaluate.normalizations evaluate.pools evaluate.resize evaluate.shapes
 evaluate.recurrent evaluate.sampling facts tensors
 evaluate.operators moves sources recompute
@@ -31,8 +39,8 @@ evaluate.program rules
 evaluate plan
 borrow alike lane rounding edit
 algebra_gate
-runtime_gate fold
-verify
+runtime_gate fold network running
+recalibrate verify
 optimize
 pytorch
 pytorch.archive pytorch.factory pytorch.failure pytorch.grammar pytorch.inputs pytorch.outputs pytorch.quiet
@@ -52,7 +60,7 @@ pytorch.load
 pytorch.export
 __init__
 render.page
-render.comparison
+render.comparison render.recalibration
 render.text render.reasons render
 cli.options cli.terminal
 cli.program
@@ -67,6 +75,7 @@ GUESTS = {
     "safetensors": {"pytorch"},
     "click": {"cli"},
     "threadpoolctl": {"algebra_gate"},
+    "PIL": {"images"},
 }
 # The checker shares nothing with what it checks.
 FOLDING = """affine arithmetic carriers chains constants double_double edit facts fold model moves nodes
@@ -97,7 +106,8 @@ def imports(name: str, tree: ast.Module) -> set[str]:
                 package = alias.name.split(".")[0]
                 found.add(".__init__" if package == "bnfold" else package)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found.add(str(node.module).split(".")[0])
+            package, _, inner = str(node.module).partition(".")
+            found.add(f".{inner}" if package == "bnfold" and inner else package)
         elif isinstance(node, ast.ImportFrom):
             base = inside[: len(inside) - node.level + 1]
             path = [*base, *([node.module] if node.module else [])]
@@ -125,11 +135,12 @@ def python(code: str) -> str:
 
 class TestNames:
     def test_the_public_names(self) -> None:
-        expected = """load fold inspect optimize verify save load_torch export inspect_module fold_module
-        as_dict FoldPass OptimizeReport ExportReport ModuleCheck InspectReport FoldReport Decision Outcome
-        Reason Counts BatchNormFacts VerifyReport Verdict Limit Difference
+        expected = """load fold inspect optimize recalibrate verify save load_torch export inspect_module
+        fold_module recalibrate_module as_dict FoldPass OptimizeReport ExportReport ModuleCheck InspectReport
+        FoldReport Decision Outcome Reason Counts BatchNormFacts RecalibrateReport LayerReport Method
+        Recalibration ImageOptions Moments SampleMoments VerifyReport Verdict Limit Difference
         AlgebraReport OutputCheck TensorCheck Metrics RuntimeReport RuntimeCheck Certificate BnfoldError
-        InputError OutputError NotEquivalent Undecided"""
+        InputError OutputError NotEquivalent NotCalibrated Undecided"""
         assert bnfold.__all__ == expected.split()
 
     @pytest.mark.parametrize("name", bnfold.__all__)
@@ -217,5 +228,5 @@ class TestArrows:
         }
         own -= {f".{name}" for name in parts}
         # `later` is about how the process starts, `kinds` about names of files, not about models.
-        reports = {".render", ".render.comparison", ".render.page", ".render.text"}
+        reports = {".render", ".render.comparison", ".render.page", ".render.recalibration", ".render.text"}
         assert own <= {".__init__", ".kinds", ".later"} | reports

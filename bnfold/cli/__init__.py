@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,22 @@ from ..kinds import is_torch
 from ..later import postpone
 from .options import (
     EXPORTING,
+    IMAGES,
     LOADING,
     OF_ONNX,
+    READING,
     Bound,
     Codes,
     Positive,
     Size,
+    data_options,
     fold_options,
     source_argument,
     torch_options,
     writing_options,
 )
 from .program import Program
-from .terminal import interrupts_later, is_closed, page, progress_bar, write
+from .terminal import count_bar, interrupts_later, is_closed, is_first, page, progress_bar, write
 
 STREAM = "-"
 _VERDICTS = {bnfold.Verdict.PASS: 0, bnfold.Verdict.FAIL: 1, bnfold.Verdict.UNDECIDED: 3}
@@ -74,18 +78,23 @@ def main(ctx: click.Context) -> None:
     help="Compare with the original in float64 and recompute all folded constants (fast), and run both in "
     "onnxruntime (full).",
 )
+@click.option("--recalibrate", "data", metavar="DATA", help="Recalibrate first, see `bnfold recalibrate`.")
+@data_options
 @writing_options
 @fold_options
 @torch_options
-def optimize(source: str | None, target: str | None, **how: Any) -> None:
+def optimize(source: str | None, target: str | None, data: str | None, **how: Any) -> None:
     """Fold and verify MODEL, and write the result.
 
     MODEL is an ONNX model, or a PyTorch model as for `export`. MODEL and FILE may be "-", the standard input
     and output.
     """
     loading, exporting = _taken(how, LOADING), _taken(how, EXPORTING)
+    reading, images = _taken(how, READING), _taken(how, IMAGES)
+    if data is None:
+        _need_none(reading | images, READING | IMAGES, "is for --recalibrate")
     if _is_torch(source, loading | exporting):
-        _need_none(_taken(how, OF_ONNX), OF_ONNX)
+        _need_none(_taken(how, OF_ONNX) | {"data": data}, OF_ONNX | {"data": "--recalibrate"})
         _export(
             source,
             loading,
@@ -100,7 +109,16 @@ def optimize(source: str | None, target: str | None, **how: Any) -> None:
     with interrupts_later():
         postpone("sympy")
         work = bnfold.optimize
-    with progress_bar("Verifying") as progress:
+    with progress_bar("Verifying") as progress, count_bar("Recalibrating") as counting:
+        if data is not None:
+            how["recalibrate"] = partial(
+                bnfold.recalibrate,
+                data=data,
+                images=_images(images),
+                inline_functions=how["inline_functions"],
+                progress=counting,
+                **reading,
+            )
         report = work(source, target, progress=progress, **how)
 
     def text() -> str:
@@ -109,6 +127,86 @@ def optimize(source: str | None, target: str | None, **how: Any) -> None:
         return optimized(report, page(reporting["verbose"], err=to_stdout))
 
     _report(report, text, to_stdout, reporting)
+
+
+@main.command()
+@click.argument("source", metavar="MODEL", type=click.Path(allow_dash=True))
+@click.option(
+    "--data",
+    required=True,
+    help="To measure on: .npz, .npy, a folder of them or of images, ONNX test data, or package.module:name.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    metavar="FILE",
+    type=click.Path(allow_dash=True),
+    help="Where the result goes.  [default: beside MODEL, as NAME.recalibrated.onnx]",
+)
+@data_options
+@click.option(
+    "--method",
+    type=click.Choice([method.value for method in bnfold.Method]),
+    default="exact",
+    show_default=True,
+    help="Level by level, so that the result is self-consistent; in one pass with the statistics of batches; "
+    "or exact, but blended with the statistics that are there.",
+)
+@click.option("--prior-samples", type=click.IntRange(min=1), help="How many samples those count as (blend).")
+@click.option("--min-samples", type=click.IntRange(min=1), help="Fail with fewer.")
+@click.option(
+    "--max-standard-error",
+    type=Positive(),
+    help="Fail if a mean (in standard deviations) or a variance (relative) is less certain.",
+)
+@click.option(
+    "--shared",
+    type=click.Choice(["refuse", "split"]),
+    default="refuse",
+    show_default=True,
+    help="BatchNormalizations with all parameters in common: give each statistics of its own, or refuse.",
+)
+@click.option(
+    "--cache",
+    type=click.Choice(["auto", "ram", "disk", "none"]),
+    default="auto",
+    show_default=True,
+    help="Where values between levels are kept; with none, each level starts from the inputs.",
+)
+@click.option("--resume", metavar="FILE", type=click.Path(), help="Remember the levels that are done here.")
+@click.option("--inline-functions", is_flag=True, help="Inline local functions first.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--dry-run", is_flag=True, help="Do everything, but write nothing.")
+@click.option("-v", "--verbose", count=True, help="Report every layer; -vv: tracebacks as well.")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No report.")
+def recalibrate(source: str, target: str | None, **how: Any) -> None:
+    """Give the BatchNormalizations of MODEL the statistics of DATA.
+
+    MODEL is an ONNX model. The result depends on neither order nor batches of the data, and every running
+    mean and variance in it is what really comes in. In several processes: torchrun -m bnfold recalibrate ...
+    """
+    if is_torch(source):
+        raise click.UsageError(
+            f"{source} is a PyTorch model: export it first (bnfold export --no-fold), or use "
+            "bnfold.recalibrate_module"
+        )
+    images, reporting = _taken(how, IMAGES), _taken(how, ("quiet", "as_json", "verbose"))
+    to_stdout = _goes_to_stdout(how["dry_run"], *((source, target) if target is None else (target,)))
+    with interrupts_later():
+        postpone("sympy")
+        work = bnfold.recalibrate
+    with count_bar("Recalibrating") as progress:
+        report = work(source, target, images=_images(images), progress=progress, **how)
+
+    def text() -> str:
+        from ..render.recalibration import recalibrated
+
+        return recalibrated(report, page(reporting["verbose"], err=to_stdout))
+
+    if is_first():
+        _report(report, text, to_stdout, reporting)
 
 
 @main.command()
@@ -337,6 +435,14 @@ def _export(source: str | None, loading: Mapping[str, Any], target: str, **how: 
         return exported(report, page(reporting["verbose"], err=to_stdout))
 
     _report(report, text, to_stdout, reporting)
+
+
+# Data
+
+
+def _images(options: Mapping[str, Any]) -> bnfold.ImageOptions | None:
+    """What was said about images; None if nothing was."""
+    return bnfold.ImageOptions(**options) if any(v is not None for v in options.values()) else None
 
 
 # Streams

@@ -48,6 +48,33 @@ class Positive(click.FloatRange):
         return number
 
 
+class Pixels(click.ParamType[tuple[int, int]]):
+    """HEIGHTxWIDTH, or one number for both."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        sides = str(value).lower().split("x")
+        if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+            self.fail(f"'{value}' is no size such as 224 or 224x320", param, ctx)
+        return int(sides[0]), int(sides[-1])
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """Numbers with commas between them."""
+
+    name = "NUMBER,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            numbers = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not a list of numbers such as 0.5,0.5,0.5", param, ctx)
+        if not all(map(math.isfinite, numbers)):
+            self.fail(f"'{value}' holds a number that is not finite", param, ctx)
+        return numbers
+
+
 class Size(click.ParamType[tuple[str, int]]):
     """NAME=SIZE."""
 
@@ -153,6 +180,36 @@ def fold_options(command: Command) -> Command:
             type=click.Choice(["batchnorm"]),
             help="Fold no multiplication or addition that does not belong to a BatchNormalization.",
         ),
+    ):
+        command = option(command)
+    return command
+
+
+# How calibration data are read: parameter of `bnfold.recalibrate`, or of `ImageOptions`, and option.
+READING = {"limit": "--limit", "shuffle_seed": "--shuffle-seed"}
+IMAGES = {"size": "--image-size", "mean": "--mean", "std": "--std", "layout": "--layout"}
+
+
+def data_options(command: Command) -> Command:
+    """The options of everything that takes calibration data."""
+    for option in (
+        click.option(
+            "--layout",
+            type=click.Choice(["nchw", "nhwc"]),
+            help="Of images.  [default: by the model's shape]",
+        ),
+        click.option("--std", type=Numbers(), help="What images of 0 to 1 are divided by after that."),
+        click.option("--mean", type=Numbers(), help="What is subtracted from images of 0 to 1."),
+        click.option(
+            "--image-size",
+            "size",
+            type=Pixels(),
+            help="Of images, cut from their middle.  [default: the model's]",
+        ),
+        click.option(
+            "--shuffle-seed", type=click.IntRange(min=0), help="Draw the --limit samples at random."
+        ),
+        click.option("--limit", type=click.IntRange(min=1), help="Use the first so many samples."),
     ):
         command = option(command)
     return command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ..render.page import Page
 
 _PATIENCE = 1.0  # seconds before work counts as long
+_REFRESH = 0.1  # seconds between two pictures of a bar
+_BAR = 30  # characters
 
 
 @contextmanager
@@ -54,6 +57,38 @@ def progress_bar(label: str) -> Iterator[Callable[[float], None] | None]:
     finally:
         if shown:
             click.echo("\r\x1b[2K", nl=False, err=True)
+
+
+@contextmanager
+def count_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar with the rate and the time left, for work on so many samples; nothing but on a terminal."""
+    if not sys.stderr.isatty() or not is_first():
+        yield None
+        return
+    start, shown = time.monotonic(), -math.inf
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - start < _PATIENCE or now - shown < _REFRESH or not done:
+            return
+        shown, rate = now, done / (now - start)
+        share, left = done / max(done, total), max(0, total - done) / rate
+        filled = round(share * _BAR)
+        bar = f"[{'#' * filled}{'-' * (_BAR - filled)}]"
+        figures = f"{share:4.0%}  {rate:,.0f} samples/s  {left / 60:.0f} min {left % 60:02.0f} s left"
+        click.echo(f"\r\x1b[2K{label}  {bar}  {figures}", nl=False, err=True)
+
+    try:
+        yield progress
+    finally:
+        if shown > 0:
+            click.echo("\r\x1b[2K", nl=False, err=True)
+
+
+def is_first() -> bool:
+    """Whether this is the one that speaks, of processes that `torchrun` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def page(verbose: int = 0, *, err: bool = False) -> Page:

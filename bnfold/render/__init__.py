@@ -6,11 +6,14 @@ import json
 import math
 from typing import Any
 
+from ..recalibration import RecalibrateReport
 from ..report import ExportReport, InspectReport, OptimizeReport, as_dict
 from ..verification import VerifyReport
 
 
-def as_json(report: OptimizeReport | ExportReport | InspectReport | VerifyReport) -> str:
+def as_json(
+    report: OptimizeReport | ExportReport | InspectReport | VerifyReport | RecalibrateReport,
+) -> str:
     """The report as JSON, in the order of its fields; numbers that JSON does not have become null."""
     return json.dumps(_finite(as_dict(report)), indent=2, allow_nan=False)
 

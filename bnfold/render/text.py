@@ -19,6 +19,7 @@ from ..report import (
 )
 from .comparison import proof
 from .page import Ink, Page, called, many, printable, table
+from .recalibration import settled
 
 _SCREENFUL = 20  # lines of a table; what is longer is grouped
 _EXAMPLES = 2
@@ -41,6 +42,8 @@ _WAYS = {
 def optimized(report: OptimizeReport, page: Page) -> str:
     """What `optimize` did: how much was folded, what stays and why, whether it was checked, where it is."""
     lines = [page.paint(line, Ink.BOLD) for line in page.prose(_headline(report.source, report.fold))]
+    if report.recalibration is not None:
+        lines += ["", *settled(report.recalibration, page)]
     lines += _folded(report.fold, page)
     lines += ["", *_proof(report, page), *page.prose(_whereabouts(report))]
     return "\n".join(lines)

@@ -1,0 +1,208 @@
+"""Re-estimates the running statistics of an ONNX model from data, and writes the model that has them.
+
+The model runs in onnxruntime, in inference mode and with its optimizations off, so that what it computes for
+a sample is the same wherever the graph is cut. Nothing is written before the finished model has been shown
+to have the statistics that it stores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+import onnx_ir as ir
+
+from .data import Data, check, open_data
+from .errors import InputError, NotCalibrated
+from .estimate import Estimator
+from .feeds import Input, inputs_of
+from .fold import inline
+from .images import ImageOptions
+from .journal import Journal
+from .model import is_trainable, load, stage, to_bytes
+from .network import Cache, OnnxNetwork
+from .places import STREAM, beside, copy, need_free, scratch, streamed, title, write_out
+from .recalibration import Method, RecalibrateReport
+from .running import RunningStatistics
+from .samples import Selection
+from .session import Session
+from .stages import Stages
+from .sweep import Alone, Gate, Ranks, Sweep
+
+
+def recalibrate(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str] | None = None,
+    *,
+    data: str | os.PathLike[str] | Iterable[Any] | Callable[[], Iterable[Any]],
+    images: ImageOptions | None = None,
+    limit: int | None = None,
+    shuffle_seed: int | None = None,
+    method: Literal["exact", "onepass", "blend"] = "exact",
+    prior_samples: int | None = None,
+    min_samples: int | None = None,
+    max_standard_error: float | None = None,
+    shared: Literal["refuse", "split"] = "refuse",
+    cache: Literal["auto", "ram", "disk", "none"] = "auto",
+    resume: str | os.PathLike[str] | None = None,
+    inline_functions: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> RecalibrateReport:
+    """Give every BatchNormalization of a model file the mean and population variance of what comes in.
+
+    The result is a function of the model, of onnxruntime, and of the multiset of samples: neither their order
+    nor the batches in which they come matter, to the last bit. Started by `torchrun`, processes share the
+    data; the first one writes.
+
+    Args:
+        source: The model; "-" is the standard input. Those of its BatchNormalizations that are in training
+            mode are in inference mode afterwards.
+        target: Where the result goes; "-" is the standard output. None means `<stem>.recalibrated.onnx`
+            beside the source, or the standard output for a source "-".
+        data: A path or `package.module:name`, see `data.open_data`; or batches, see `data.check`. They are
+            read several times.
+        images: For a folder of images, what the model does not tell.
+        limit: Use the first so many samples.
+        shuffle_seed: Draw those at random instead.
+        method: "exact" goes level by level, "onepass" uses the statistics of batches (PreciseBN), "blend"
+            is exact and lets the statistics that are there count as `prior_samples` samples.
+        prior_samples: For "blend" only, at least 1.
+        min_samples: Fail with fewer.
+        max_standard_error: Fail if a mean, in standard deviations, or a variance, relative, is less certain.
+        shared: What to do with BatchNormalizations that have all their parameters in common (a module that
+            is used twice): refuse, or give each statistics of its own.
+        cache: Where the values between levels are kept: in memory, in temporary files, or nowhere, so that
+            each level starts from the inputs. "auto" chooses by size.
+        resume: A file that remembers the levels that are done. If it is there, they are not done again; it
+            is removed at the end.
+        inline_functions: Inline local functions first: statistics inside cannot be measured.
+        force: Whether a file that is there may be replaced.
+        dry_run: Do everything but write the result.
+        progress: Called with how many sample runs are done, and how many there will be.
+
+    Raises:
+        InputError: The source or the data cannot be used.
+        OutputError: The target exists and `force` is not given, or it or the cache cannot be written.
+        NotCalibrated: A gate is not passed, or the result does not have the statistics it stores. Nothing
+            was written.
+    """
+    origin = os.fspath(source)
+    goal = beside(origin, ".recalibrated.onnx") if target is None else os.fspath(target)
+    estimator = _estimator(Method(method), prior_samples)
+    if not dry_run:
+        need_free(goal, force=force)
+    with scratch() as folder, _joined() as ranks, Session() as session, _naming(origin):
+        content = streamed(origin)
+        path = Path(origin) if content is None else copy(content, folder / "original.onnx")
+        model = load(path)
+        if is_trainable(model):
+            raise InputError("has training_info, whose graphs use statistics by name; remove it first")
+        if inline_functions and model.functions:
+            inline(model)
+            path = copy(to_bytes(model), folder / "inlined.onnx")
+        stages = Stages(onnx.load(path, load_external_data=False))
+        running = RunningStatistics(model, stages, shared=shared)
+        network = OnnxNetwork(
+            stages,
+            path.parent,
+            running.layers,
+            _opened(data, inputs_of(stages.model), images),
+            Selection(limit, shuffle_seed, ranks.rank, ranks.size),
+            session,
+            Cache(cache),
+            folder,
+            passes=1 + (1 if method == "onepass" else len(stages.levels)),
+            progress=progress,
+            notes=[*_noted(running, stages)],
+        )
+        network.prepare(ranks)
+        journal = None
+        if resume is not None and ranks.rank == 0:
+            journal = Journal(resume, network.key(method, prior_samples))
+        gate = Gate(min_samples, max_standard_error)
+        outcome = Sweep(network, Method(method), estimator, gate, ranks, journal).run()
+        report = RecalibrateReport(
+            source=origin,
+            target=None,
+            method=Method(method),
+            variance=estimator.variance,
+            samples=outcome.samples,
+            micro_batch=network.micro_batch,
+            levels=len(stages.levels),
+            cache=network.cache,
+            processes=ranks.size,
+            layers=outcome.layers,
+            notes=tuple(network.notes),
+        )
+        if outcome.failure:
+            raise NotCalibrated(f"{outcome.failure}; nothing was written", report)
+        running.store(network.statistics)
+        ranks.together(lambda: None if dry_run or ranks.rank else _write(model, goal, force))
+        if journal is not None:
+            journal.remove()
+        return report if dry_run else replace(report, target=goal)
+
+
+def _write(model: ir.Model, goal: str, force: bool) -> None:
+    if goal == STREAM:
+        write_out(to_bytes(model))
+        return
+    with stage(model, goal, force=force) as staged:
+        staged.commit()
+
+
+def _noted(running: RunningStatistics, stages: Stages) -> Iterator[str]:
+    """What the user should know of the model."""
+    if running.training:
+        yield f"{len(running.training)} BatchNormalizations were in training mode, and are not any more"
+    if stages.active_dropouts:
+        yield (
+            f"{len(stages.active_dropouts)} Dropout nodes may be in training mode: they were off while "
+            "measuring, and are as they were in the result"
+        )
+
+
+@contextmanager
+def _naming(origin: str) -> Iterator[None]:
+    """Errors about the model or its data name the model, unless they begin with its name."""
+    try:
+        yield
+    except (InputError, NotCalibrated) as error:
+        if str(error).startswith(origin):
+            raise
+        error.args = (f"{title(origin)}: {error}",)
+        raise
+
+
+def _estimator(method: Method, prior_samples: int | None) -> Estimator:
+    if (method is Method.BLEND) != (prior_samples is not None):
+        raise InputError(
+            "the method 'blend' needs prior_samples, which no other method takes: how many samples the "
+            "statistics that are there count as"
+        )
+    if prior_samples is not None and prior_samples < 1:
+        raise InputError(f"prior_samples is {prior_samples}; give 1 or more")
+    return Estimator(prior=prior_samples or 0)
+
+
+def _opened(data: Any, inputs: Sequence[Input], images: ImageOptions | None) -> Data:
+    if isinstance(data, str | os.PathLike):
+        return open_data(data, inputs, images=images)
+    return check(data, inputs, "the calibration data")
+
+
+def _joined() -> AbstractContextManager[Ranks]:
+    """The processes that torchrun started, or this one alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from .pytorch.ranks import joined
+
+        found: AbstractContextManager[Ranks] = joined()
+        return found
+    return nullcontext(Alone())
