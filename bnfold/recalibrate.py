@@ -7,6 +7,7 @@ to have the statistics that it stores.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -101,7 +102,7 @@ def recalibrate(
     with scratch() as folder, _joined() as ranks, Session() as session, _naming(origin):
         content = streamed(origin)
         path = Path(origin) if content is None else copy(content, folder / "original.onnx")
-        model = load(path)
+        model = load(origin if content is None else io.BytesIO(content))
         if is_trainable(model):
             raise InputError("has training_info, whose graphs use statistics by name; remove it first")
         if inline_functions and model.functions:

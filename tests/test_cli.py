@@ -112,7 +112,7 @@ class TestOptimize:
     def test_json(self, tmp_path: Path) -> None:
         result = run("optimize", store(tmp_path, foldable()), "-o", tmp_path / "out.onnx", "--json")
         report = json.loads(result.stdout)
-        assert list(report) == ["schema_version", "source", "target", "fold", "verification"]
+        assert list(report) == ["schema_version", "source", "target", "fold", "verification", "recalibration"]
         assert report["schema_version"] == 1
         assert report["target"] == str(tmp_path / "out.onnx")
         assert report["fold"]["decisions"][0]["outcome"] == "pulled"

@@ -47,11 +47,17 @@ BRANCHED = f"""(float[N,2,6,6] x) => (float[N,3] y) {{
 
 
 def branched(**more: Any) -> onnx.ModelProto:
-    kernels = {"w": (4, 2, 3, 3), "w2": (4, 4, 3, 3), "w3": (4, 4, 1, 1), "w4": (4, 3), "b5": (3,)}
+    kernels: dict[str, Any] = {
+        "w": (4, 2, 3, 3),
+        "w2": (4, 4, 3, 3),
+        "w3": (4, 4, 1, 1),
+        "w4": (4, 3),
+        "b5": (3,),
+    }
     return model(BRANCHED, **kernels, **norm(1, 4), **norm(2, 4), **norm(3, 4), **norm(4, 3), **more)
 
 
-def norm(number: int, channels: int) -> dict[str, Array]:
+def norm(number: int, channels: int) -> dict[str, Any]:
     rng = np.random.default_rng(number)
     drawn = rng.standard_normal((3, channels)).astype(np.float32)
     var = np.abs(rng.standard_normal(channels)).astype(np.float32)
@@ -160,12 +166,12 @@ class TestExact:
         assert report.layers[3].dead == 3  # one value has no variance
 
     def test_huge_means(self, saved: Callable[..., Path], tmp_path: Path) -> None:
-        """mean/σ = 1e4, where E[x²] - E[x]² in float32 is negative."""
+        """The mean is 1e4 standard deviations, where E[x²] - E[x]² in float32 is negative."""
         proto = model(f"(float[N,2,5] x) => (float[] y) {{ y = {NORM}(x, s1, b1, m1, v1) }}", **norm(1, 2))
         x = images(50, shape=(2, 5)) + np.float32(2e4)
         report = bnfold.recalibrate(saved(proto), tmp_path / "out.onnx", data=batches(x, 7))
         ((mean, var),) = gaps(tmp_path / "out.onnx", [{"x": x}]).values()
-        assert mean <= 4 * 2.0**-24 * 2e4 / 2  # the mean itself is rounded to float32: u·|μ|/σ, σ = 2
+        assert mean <= 4 * 2.0**-24 * 2e4 / 2  # the mean itself is rounded to float32: relative to 2
         assert var <= 1e-6
         assert report.is_exact
 
@@ -264,18 +270,27 @@ class TestBits:
             bnfold.recalibrate(source, tmp_path / "out.onnx", **how)
         monkeypatch.undo()
         assert journal.exists() and not (tmp_path / "out.onnx").exists()
-        resumed: list[Any] = []
-        monkeypatch.setattr(
-            OnnxNetwork, "measure", lambda s, *a, **k: (resumed.append(a), measure(s, *a, **k))[1]
-        )
+        calls.clear()
+
+        def counted(self: OnnxNetwork, *how: Any, **more: Any) -> Any:
+            calls.append(how)
+            return measure(self, *how, **more)
+
+        monkeypatch.setattr(OnnxNetwork, "measure", counted)
         bnfold.recalibrate(source, tmp_path / "out.onnx", **how)
-        assert len(resumed) == 3 - level + 1  # the levels that are left, and the proof
+        assert len(calls) == 3 - level + 1  # the levels that are left, and the proof
         assert digest(tmp_path / "out.onnx") == expected
         assert not journal.exists()
 
     def test_samples_of_different_sizes(self, saved: Callable[..., Path], tmp_path: Path) -> None:
         text = BRANCHED.replace("[N,2,6,6]", "[N,2,H,W]")
-        kernels = {"w": (4, 2, 3, 3), "w2": (4, 4, 3, 3), "w3": (4, 4, 1, 1), "w4": (4, 3), "b5": (3,)}
+        kernels: dict[str, Any] = {
+            "w": (4, 2, 3, 3),
+            "w2": (4, 4, 3, 3),
+            "w3": (4, 4, 1, 1),
+            "w4": (4, 3),
+            "b5": (3,),
+        }
         source = saved(model(text, **kernels, **norm(1, 4), **norm(2, 4), **norm(3, 4), **norm(4, 3)))
         small, large = images(11), images(13, 1, (2, 8, 5))
         feeds = [*batches(small, 4), *batches(large, 6)]
@@ -327,7 +342,7 @@ TRAINING = """{x}
 class TestTrainingMode:
     def source(self, batch: object = 1, **more: Any) -> onnx.ModelProto:
         text = TRAINING.format(x=f"(float[{batch},2,6,6] x) => (float[] y) {{")
-        constants = {"ratio": np.array(0.5, np.float32), "on": np.array(True)}
+        constants: dict[str, Any] = {"ratio": np.array(0.5, np.float32), "on": np.array(True)}
         return model(text, w=(4, 2, 3, 3), w2=(4, 4, 1, 1), **constants, **norm(1, 4), **norm(2, 4), **more)
 
     @pytest.mark.parametrize("batch", [1, "N"])
@@ -488,7 +503,7 @@ class TestStored:
         stored = {
             t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "out.onnx").graph.initializer
         }
-        np.testing.assert_array_equal(stored["one"], one)  # still γ of both
+        np.testing.assert_array_equal(stored["one"], one)  # still the scale of both
         assert len(stored) == 8
 
     def test_a_module_used_twice(self, saved: Callable[..., Path], tmp_path: Path) -> None:
@@ -497,7 +512,7 @@ class TestStored:
             d = Conv(n, w2)  y = {NORM}(d, s1, b1, m1, v1) }}"""
         source = saved(model(text, w=(4, 2, 3, 3), w2=(4, 4, 1, 1), **norm(1, 4)))
         how: Any = {"data": batches(images(), 8)}
-        with pytest.raises(InputError, match="share all their parameters.*--shared split"):
+        with pytest.raises(InputError, match=r"share all their parameters.*--shared split"):
             bnfold.recalibrate(source, tmp_path / "out.onnx", **how)
         bnfold.recalibrate(source, tmp_path / "out.onnx", shared="split", **how)
         assert_exact(tmp_path / "out.onnx", [{"x": images()}])
@@ -506,8 +521,8 @@ class TestStored:
         text = f"""(float[N,2,6,6] x) => (float[] y) {{
             c = Conv(x, w)  m = Identity(m0)  v = ConstantOfShape<value=float[1]{{1.0}}>(size)
             y = {NORM}(c, s1, b1, m, v) }}"""
-        constants = {"m0": np.zeros(4, np.float32), "size": np.array([4])}
-        scale = {name: norm(1, 4)[name] for name in ("s1", "b1")}
+        constants: dict[str, Any] = {"m0": np.zeros(4, np.float32), "size": np.array([4])}
+        scale: dict[str, Any] = {name: norm(1, 4)[name] for name in ("s1", "b1")}
         source = saved(model(text, w=(4, 2, 3, 3), **constants, **scale))
         bnfold.recalibrate(source, tmp_path / "out.onnx", data=batches(images(), 8))
         assert_exact(tmp_path / "out.onnx", [{"x": images()}])
@@ -539,7 +554,7 @@ class TestStored:
 
     def test_float16(self, saved: Callable[..., Path], tmp_path: Path) -> None:
         text = BRANCHED.replace("float[", "float16[")
-        parameters = {
+        parameters: dict[str, Any] = {
             n: a.astype(np.float16)
             for i, c in ((1, 4), (2, 4), (3, 4), (4, 3))
             for n, a in norm(i, c).items()
@@ -578,7 +593,8 @@ class TestStored:
             bnfold.recalibrate(saved(model(inside, **norm(1, 2))), data=data)
         local = f"""<ir_version: 8, opset_import: ["": 17, "own": 1]> test
             (float[N,2] x) => (float[] y) {{ y = own.f(x, s1, b1, m1, v1) }}
-            <domain: "own", opset_import: ["": 17]> f (a, s, b, m, v) => (r) {{ r = {NORM}(a, s, b, m, v) }}"""
+            <domain: "own", opset_import: ["": 17]>
+            f (a, s, b, m, v) => (r) {{ r = {NORM}(a, s, b, m, v) }}"""
         source = saved(model(local, **norm(1, 2)))
         x = images(40, shape=(2,))
         with pytest.raises(InputError, match="pass --inline-functions"):
@@ -640,7 +656,7 @@ class TestRefusals:
 
     def test_no_norm(self, saved: Callable[..., Path], tmp_path: Path) -> None:
         source = saved(model("(float[N,2] x) => (float[] y) { y = Relu(x) }"))
-        with pytest.raises(InputError, match="no BatchNormalization.*folded already"):
+        with pytest.raises(InputError, match=r"no BatchNormalization.*folded already"):
             bnfold.recalibrate(source, data=[{"x": images(shape=(2,))}])
 
     def test_a_target_that_exists(self, saved: Callable[..., Path], tmp_path: Path) -> None:
