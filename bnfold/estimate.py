@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +52,8 @@ class Layer:
 class Statistics:
     """A mean and a variance per channel, shape (C,) each, in float64 or as they are stored."""
 
-    mean: NDArray[np.generic]
-    var: NDArray[np.generic]
+    mean: NDArray[Any]
+    var: NDArray[Any]
 
 
 @dataclass(frozen=True)

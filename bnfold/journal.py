@@ -45,8 +45,11 @@ class Journal:
         self.digest: tuple[int, int] | None = None
         if os.path.lexists(self._path):
             self._read()
-        elif not self._path.parent.is_dir():
-            raise OutputError(f"{self._path}: the folder {self._path.parent} does not exist; create it")
+        elif not os.access(self._path.parent, os.W_OK):
+            raise OutputError(
+                f"{self._path}: the folder {self._path.parent} does not exist or may not be written to; "
+                "create it, or name another one"
+            )
 
     def record(self, moments: Mapping[str, Moments], digest: tuple[int, int]) -> None:
         """Add the moments of a level.

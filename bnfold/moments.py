@@ -57,14 +57,22 @@ class SampleMoments:
 
         Returns:
             Not finite where the values are not, or are above `LARGEST`.
+
+        Raises:
+            ValueError: The rows are no multiple of the samples.
         """
-        count, channels = len(values) if samples is None else samples, values.shape[1]
-        parts = values.reshape(count, len(values) // max(count, 1), channels, -1)
-        rows = parts.swapaxes(1, 2).reshape(count * channels, -1)
+        total, channels, *space = values.shape
+        count = total if samples is None else samples
+        each = total // max(count, 1)
+        if each * count != total:
+            raise ValueError(f"{total} rows cannot belong to {count} samples in equal parts")
+        size = each * math.prod(space)
+        parts = values.reshape(count, each, channels, math.prod(space))
+        rows = parts.swapaxes(1, 2).reshape(count * channels, size)
         with np.errstate(all="ignore"):
             mean, m2 = _mean_and_m2(rows)
-            mean[~((np.abs(mean) <= LARGEST) & (m2 <= rows.shape[1] * LARGEST**2))] = math.inf
-        return cls(rows.shape[1], mean.reshape(count, channels), m2.reshape(count, channels))
+            mean[~((np.abs(mean) <= LARGEST) & (m2 <= size * LARGEST**2))] = math.inf
+        return cls(size, mean.reshape(count, channels), m2.reshape(count, channels))
 
     @property
     def finite(self) -> NDArray[np.bool_]:

@@ -162,12 +162,17 @@ def _write(model: ir.Model, goal: str, force: bool) -> None:
 def _noted(running: RunningStatistics, stages: Stages) -> Iterator[str]:
     """What the user should know of the model."""
     if running.training:
-        yield f"{len(running.training)} BatchNormalizations were in training mode, and are not any more"
+        yield f"in training mode before, in inference mode now: {_some(running.training)}"
     if stages.active_dropouts:
         yield (
-            f"{len(stages.active_dropouts)} Dropout nodes may be in training mode: they were off while "
-            "measuring, and are as they were in the result"
+            "off while measuring, but perhaps in training mode, in the result as before: Dropout "
+            f"{_some(stages.active_dropouts)}"
         )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 @contextmanager

@@ -175,8 +175,8 @@ def _need_measurable(stages: Stages) -> None:
     """Refuse what has no statistics, or none that can be seen from the main graph."""
     if stages.random:
         raise InputError(
-            f"node '{stages.random[0]}' draws random numbers, so what comes into the BatchNormalizations after "
-            "it is never the same; export the model for inference"
+            f"node '{stages.random[0]}' draws random numbers, so what comes into the BatchNormalizations "
+            "after it is never the same; export the model for inference"
         )
     inner, local = inner_norms(stages.model)
     if inner:

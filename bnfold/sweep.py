@@ -251,8 +251,8 @@ class Sweep:
         if off.limit_used > 1 and self.method is not Method.ONEPASS:
             return (
                 f"BatchNormalization '{off.name}': in the finished network its mean is off by "
-                f"{off.mean_gap:.3g} standard deviations and its log variance by {off.var_gap:.3g}, more than "
-                "rounding explains; does the model draw random numbers, or keep something between runs?"
+                f"{off.mean_gap:.3g} standard deviations and its log variance by {off.var_gap:.3g}, more "
+                "than rounding explains; does the model draw random numbers, or keep something between runs?"
             )
         return ""
 

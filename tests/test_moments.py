@@ -241,6 +241,10 @@ class TestRefusals:
         with pytest.raises(ValueError, match="channels"):
             Moments(3).add(SampleMoments.of(np.ones((2, 2))))
 
+    def test_rows_that_cannot_be_shared_out(self) -> None:
+        with pytest.raises(ValueError, match="3 rows cannot belong to 2 samples"):
+            SampleMoments.of(np.ones((3, 2)), samples=2)
+
     def test_arrays_of_something_else(self) -> None:
         good = of(np.ones((2, 2))).to_arrays()
         with pytest.raises(ValueError, match="hold no moments"):

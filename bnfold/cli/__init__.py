@@ -33,7 +33,7 @@ from .options import (
     writing_options,
 )
 from .program import Program
-from .terminal import count_bar, interrupts_later, is_closed, is_first, page, progress_bar, write
+from .terminal import count_bar, interrupts_later, is_alone, is_closed, is_first, page, progress_bar, write
 
 STREAM = "-"
 _VERDICTS = {bnfold.Verdict.PASS: 0, bnfold.Verdict.FAIL: 1, bnfold.Verdict.UNDECIDED: 3}
@@ -91,6 +91,10 @@ def optimize(source: str | None, target: str | None, data: str | None, **how: An
     """
     loading, exporting = _taken(how, LOADING), _taken(how, EXPORTING)
     reading, images = _taken(how, READING), _taken(how, IMAGES)
+    if data is not None and not is_alone():
+        raise click.UsageError(
+            "--recalibrate is for one process: use `bnfold recalibrate` with torchrun first"
+        )
     if data is None:
         _need_none(reading | images, READING | IMAGES, "is for --recalibrate")
     if _is_torch(source, loading | exporting):

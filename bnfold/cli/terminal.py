@@ -91,6 +91,11 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_alone() -> bool:
+    """Whether `torchrun` started no others."""
+    return os.environ.get("WORLD_SIZE", "1") == "1"
+
+
 def page(verbose: int = 0, *, err: bool = False) -> Page:
     """The terminal, or what takes its place."""
     from ..render.page import Page
