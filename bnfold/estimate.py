@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import InputError
 from .moments import Moments, nearest
 from .recalibration import LayerReport
 
@@ -72,6 +73,9 @@ class Estimator:
     def estimate(self, layer: Layer, moments: Moments) -> tuple[list[Fraction], list[Fraction]]:
         """Mean and variance per channel, exact.
 
+        Raises:
+            InputError: The old statistics shall count, and are not finite.
+
         With a prior weight w = prior/(prior + samples), w·old + (1 - w)·new, and w·(1 - w)·(difference of
         means)² for the variance: that of the mixture.
         """
@@ -80,6 +84,11 @@ class Estimator:
         variances = moments.exact_sample_var if sample else moments.exact_population_var
         if not self.prior:
             return means, variances
+        if not np.isfinite([layer.mean, layer.var]).all():
+            raise InputError(
+                f"BatchNormalization '{layer.name}': its statistics are not finite, so nothing can be "
+                "blended with them; use the method 'exact'"
+            )
         w = Fraction(self.prior, self.prior + moments.samples)
         old = [Fraction(m) for m in layer.mean.tolist()], [Fraction(v) for v in layer.var.tolist()]
         mixed = [w * a + (1 - w) * b for a, b in zip(old[0], means, strict=True)]

@@ -28,6 +28,7 @@ LARGEST = 2.0**240
 
 _BITS = 32  # of a limb
 _LOWEST = -1074  # exponent of the smallest float64, which is the unit of limb 0
+_ROWS = 2**20  # numbers that are added up at once
 _PATIENCE = 2**28  # additions of less than 2**34 to a limb
 _CANCELS = 1e-4  # below this share, the difference of two sums has lost digits that are wanted
 _BLOCK = 2**15  # so many float64 stay in a core's own cache while they are worked on
@@ -282,9 +283,13 @@ class _ExactSums:
         """Add all rows of values, shape (S, C), times a weight of at most 2**31.
 
         Adding and subtracting 1.5·2**(52 + e) rounds a smaller number to a multiple of 2**e, which is how
-        the limbs are cut off, the highest first. Multiples of one unit below 2**32 of them add up in a
-        float64 without rounding.
+        the limbs are cut off, the highest first. Multiples of one unit, up to 2**32 of it each, add up in a
+        float64 without rounding if there are no more than 2**21.
         """
+        if len(values) > _ROWS:
+            for start in range(0, len(values), _ROWS):
+                self.add(values[start : start + _ROWS], weight)
+            return
         rest = values.copy()
         k = self._need_limbs(float(np.abs(rest).max(initial=0.0)))
         while k >= 0 and rest.any():

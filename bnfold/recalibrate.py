@@ -99,6 +99,8 @@ def recalibrate(
     estimator = _estimator(Method(method), prior_samples)
     if not dry_run:
         need_free(goal, force=force)
+    if resume is not None and os.path.realpath(resume) in map(os.path.realpath, (goal, origin)):
+        raise InputError(f"{os.fspath(resume)}: cannot be both a model and the journal of --resume")
     with scratch() as folder, _joined() as ranks, Session() as session, _naming(origin):
         content = streamed(origin)
         path = Path(origin) if content is None else copy(content, folder / "original.onnx")

@@ -235,6 +235,12 @@ class Sweep:
                     f"BatchNormalization '{layer.name}': the {what} of its input is beyond the range of "
                     f"{layer.dtype.name}, in which it is stored"
                 )
+        width = new.var.astype(np.float64) + layer.epsilon
+        if not (width > 0).all():
+            raise InputError(
+                f"BatchNormalization '{layer.name}': channel {int(np.argmin(width))} is constant over all "
+                "samples, and the model would divide by zero, as epsilon is 0; give other data, or prune it"
+            )
 
     def _failure(self, layers: Sequence[LayerReport], samples: int) -> str:
         asked, limit = self.gate.min_samples, self.gate.max_error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,23 @@ class TestSweep:
             InputError, match="'first': the variance of its input is beyond the range of float16"
         ):
             Sweep(Two(drawn() * 1000, np.float16)).run()
+
+    def test_a_constant_channel_without_epsilon(self) -> None:
+        network, values = Two(drawn()), drawn()
+        values[:, 1] = 2.0
+        network.values = values
+        network.layers[0] = replace(layer("first"), epsilon=0.0)
+        with pytest.raises(InputError, match=r"'first': channel 1 is constant .* divide by zero"):
+            Sweep(network).run()
+
+    def test_old_statistics_that_cannot_be_blended(self) -> None:
+        network = Two(drawn())
+        network.layers[1] = replace(layer("second"), var=np.array([1.0, np.nan]))
+        with pytest.raises(
+            InputError, match=r"'second': its statistics are not finite.* use the method 'exact'"
+        ):
+            Sweep(network, Method.BLEND, Estimator(prior=3)).run()
+        assert not Sweep(network).run().failure
 
     def test_one_pass_has_no_proof(self) -> None:
         assert not Sweep(Two(drawn()), method=Method.ONEPASS).run().failure

@@ -162,6 +162,10 @@ class TestBits:
         monkeypatch.setattr(moments, "_PATIENCE", 1)
         assert bits(of(*values[:, None])) == bits(rare)
 
+    def test_so_many_at_once_that_a_float64_would_round(self) -> None:
+        values = np.full((2**22 + 5, 1), 1 / 3)
+        assert of(values).exact_mean == [Fraction(1 / 3)]
+
     def test_samples_of_several_rows(self) -> None:
         values = samples_of(8, (6, 3, (4,)), 1.0, 3.0)
         rows = SampleMoments.of(values, samples=2)

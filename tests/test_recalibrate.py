@@ -694,6 +694,13 @@ class TestRefusals:
         with pytest.raises(OutputError, match=r"cannot be kept there: File too large.*--cache none"):
             bnfold.recalibrate(saved(branched()), data=batches(images(), 8), cache="disk")
 
+    def test_a_journal_in_the_place_of_a_model(self, saved: Callable[..., Path], tmp_path: Path) -> None:
+        source, x = saved(branched()), batches(images(), 8)
+        for name in ("in.onnx", "out.onnx"):
+            with pytest.raises(InputError, match="cannot be both"):
+                bnfold.recalibrate(source, tmp_path / "out.onnx", data=x, resume=tmp_path / name, force=True)
+        assert not (tmp_path / "out.onnx").exists()
+
     def test_a_journal_of_something_else(self, saved: Callable[..., Path], tmp_path: Path) -> None:
         journal = tmp_path / "journal"
         journal.write_text("no journal")
