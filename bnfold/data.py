@@ -57,7 +57,11 @@ class Data(Protocol):
 
 
 def open_data(
-    spec: str | os.PathLike[str], inputs: Sequence[Input], *, images: ImageOptions | None = None
+    spec: str | os.PathLike[str],
+    inputs: Sequence[Input],
+    *,
+    rows: Rows | None = None,
+    images: ImageOptions | None = None,
 ) -> Data:
     """The data that a path or the name of a Python object stands for.
 
@@ -68,6 +72,7 @@ def open_data(
         spec: A file, a folder, or `package.module:name`: an iterable, or a function without arguments that
             returns one. The module is searched for in the current folder first, as by `python -m`.
         inputs: What the model reads.
+        rows: Which inputs hold one row per sample; None for `Rows.of`.
         images: What the model does not tell about a folder of images.
 
     Raises:
@@ -75,7 +80,7 @@ def open_data(
             to be unpickled. While the data are read: the same, or NaN in them, or other samples than before.
     """
     name = os.fspath(spec)
-    fit = _Fit.of(inputs)
+    fit = _Fit.of(inputs, rows)
     if isinstance(spec, str) and _is_python(spec):
         _need_no_images(name, images)
         return _iterable(name, fit, _imported(name), _as_program)
@@ -102,7 +107,7 @@ def open_data(
     )
 
 
-def check(batches: Any, inputs: Sequence[Input], name: str) -> Data:
+def check(batches: Any, inputs: Sequence[Input], name: str, *, rows: Rows | None = None) -> Data:
     """The data of a Python object.
 
     Args:
@@ -112,12 +117,13 @@ def check(batches: Any, inputs: Sequence[Input], name: str) -> Data:
             iterable is the only batch.
         inputs: What the model reads.
         name: What messages call the data.
+        rows: Which inputs hold one row per sample; None for `Rows.of`.
 
     Raises:
         InputError: It cannot be iterated, or only once. While the data are read: the iterable raises, or a
             batch does not fit.
     """
-    return _iterable(name, _Fit.of(inputs), batches, nullcontext)
+    return _iterable(name, _Fit.of(inputs, rows), batches, nullcontext)
 
 
 @dataclass(frozen=True)
@@ -134,8 +140,8 @@ class _Fit:
     rows: Rows
 
     @classmethod
-    def of(cls, inputs: Sequence[Input]) -> _Fit:
-        rows = Rows.of(inputs)
+    def of(cls, inputs: Sequence[Input], rows: Rows | None) -> _Fit:
+        rows = rows or Rows.of(inputs)
 
         def loose(target: Input) -> Input:
             if target.name not in rows.batched or not target.shape or isinstance(target.shape[0], str):

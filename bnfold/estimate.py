@@ -84,10 +84,10 @@ class Estimator:
         variances = moments.exact_sample_var if sample else moments.exact_population_var
         if not self.prior:
             return means, variances
-        if not np.isfinite([layer.mean, layer.var]).all():
+        if not (np.isfinite([layer.mean, layer.var]).all() and (layer.var >= 0).all()):
             raise InputError(
-                f"BatchNormalization '{layer.name}': its statistics are not finite, so nothing can be "
-                "blended with them; use the method 'exact'"
+                f"BatchNormalization '{layer.name}': its statistics are not finite, or a variance is "
+                "negative, so nothing can be blended with them; use the method 'exact'"
             )
         w = Fraction(self.prior, self.prior + moments.samples)
         old = [Fraction(m) for m in layer.mean.tolist()], [Fraction(v) for v in layer.var.tolist()]

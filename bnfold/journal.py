@@ -25,7 +25,7 @@ class Journal:
     It is written anew after each level, under another name first, so the file is always whole.
 
     Attributes:
-        found: Moments by the name of the layer.
+        found: Moments by the number of the layer.
         digest: Of the data they were measured on, and their number; None before the first level.
     """
 
@@ -41,7 +41,7 @@ class Journal:
         """
         self._path = Path(path)
         self._key = key
-        self.found: dict[str, Moments] = {}
+        self.found: dict[int, Moments] = {}
         self.digest: tuple[int, int] | None = None
         if os.path.lexists(self._path):
             self._read()
@@ -51,7 +51,7 @@ class Journal:
                 "create it, or name another one"
             )
 
-    def record(self, moments: Mapping[str, Moments], digest: tuple[int, int]) -> None:
+    def record(self, moments: Mapping[int, Moments], digest: tuple[int, int]) -> None:
         """Add the moments of a level.
 
         Raises:
@@ -67,7 +67,7 @@ class Journal:
             "layers": list(self.found),
         }
         arrays: dict[str, Any] = {"facts": np.array(json.dumps(facts))}
-        for number, found in enumerate(self.found.values()):
+        for number, found in self.found.items():
             arrays |= {f"{number}.{name}": array for name, array in found.to_arrays().items()}
         unnamed = self._path.with_name(f".bnfold-{secrets.token_hex(6)}.npz")
         try:
@@ -93,9 +93,9 @@ class Journal:
                 facts = json.loads(str(arrays["facts"]))
                 if facts["version"] != _VERSION:
                     raise ValueError(f"its format is {facts['version']}")
-                for number, name in enumerate(facts["layers"]):
+                for number in facts["layers"]:
                     parts = {p: arrays[f"{number}.{p}"] for p in Moments(0).to_arrays()}
-                    self.found[name] = Moments.from_arrays(parts)
+                    self.found[number] = Moments.from_arrays(parts)
                 self.digest = (int(facts["digest"], 16), facts["samples"])
                 key = facts["key"]
         except OSError as error:

@@ -23,7 +23,7 @@ from numpy.typing import DTypeLike, NDArray
 
 F64 = NDArray[np.float64]
 
-LARGEST = 2.0**240
+LARGEST = 2.0**230
 """Means and standard deviations of samples count as infinite above this: fourth powers must have room."""
 
 _BITS = 32  # of a limb

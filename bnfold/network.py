@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .data import Data
 from .errors import InputError
@@ -32,6 +31,7 @@ from .sweep import Measured, Ranks
 
 _LARGEST = 32  # samples in a micro-batch
 _ELEMENTS = 2**22  # in the inputs of a micro-batch of more than one
+_LAST_DIGITS = 1e-2  # standard deviations that rounding may make, also in float16
 _NO_ROOM = 2**63  # bytes
 _UNKNOWN = 8  # samples in a micro-batch, where the size of one is not known
 
@@ -54,6 +54,8 @@ class OnnxNetwork:
         folder: Where its external data lie.
         layers: Its BatchNormalizations, numbered as in `stages`.
         data: What it is calibrated with.
+        rows: Which inputs hold one row per sample.
+        splits: Whether samples are run one by one though others would make a difference.
         selection: Which of the samples are run here.
         session: Where.
         cache: Where the values between levels are kept; not AUTO after `prepare`.
@@ -68,6 +70,8 @@ class OnnxNetwork:
     folder: Path
     layers: Sequence[Layer]
     data: Data
+    rows: Rows
+    splits: bool
     selection: Selection
     session: Session
     cache: Cache
@@ -78,15 +82,12 @@ class OnnxNetwork:
 
     def __post_init__(self) -> None:
         inputs = inputs_of(self.stages.model)
-        self._rows = Rows.of(inputs)
         elements = sum(math.prod(d for d in i.shape[1:] if isinstance(d, int)) for i in inputs if i.shape)
         known = all(i.shape and all(isinstance(d, int) for d in i.shape[1:]) for i in inputs)
         fitting = min(_LARGEST, _ELEMENTS // max(1, elements)) if known else _UNKNOWN
-        self.micro_batch = self._rows.size or 2 ** int(math.log2(max(1, fitting)))
+        self.micro_batch = self.rows.size or 2 ** int(math.log2(max(1, fitting)))
         self.levels = self.stages.levels
-        self.statistics = [
-            Statistics(layer.mean.astype(layer.dtype), layer.var.astype(layer.dtype)) for layer in self.layers
-        ]
+        self.statistics = _stored(self.layers)
         self._samples = 0
         self._done = 0
         self._computes = False  # whether the part that is open has any node
@@ -111,47 +112,74 @@ class OnnxNetwork:
         for name in sorted(names):
             with (self.folder / name).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-        digest.update(repr((version("onnxruntime"), self.micro_batch, how)).encode())
+        digest.update(repr((version("onnxruntime"), self.rows, how)).encode())
         return digest.hexdigest()
 
     def prepare(self, ranks: Ranks) -> None:
         """Try one micro-batch, and settle how all others are run.
 
-        Where a sample's activations depend on its place or its neighbours (an onnxruntime for some other
-        processor may do that), samples are run one by one.
-
         Raises:
-            InputError: onnxruntime cannot run the model, or it mixes samples and cannot be run with one.
+            InputError: onnxruntime cannot run the model, or it mixes samples.
         """
-        mixed = any(ranks.together(self._is_mixed))
-        if mixed and self._rows.size not in (None, 1):
-            raise InputError(
-                f"the model takes {self._rows.size} samples at a time, and what comes into its "
-                "BatchNormalizations depends on which; export it with a free batch dimension, or of size 1"
-            )
-        if mixed and self.micro_batch > 1:
-            self.micro_batch = 1
-            self.notes.append("samples were run one by one, as their activations depend on their neighbours")
+        mixing = max(ranks.together(self._mixing))
+        if mixing:
+            self.go_alone(mixing)
         sizes = ranks.together(self._rehearsed)
         if self.cache is Cache.AUTO:
             self.cache = _affordable(sum(sizes), self.shelf)
-        if self.cache is not Cache.NONE:
-            folder = self.shelf / "levels"
-            if self.cache is Cache.DISK:
-                folder.mkdir()
-            self.session.hold(folder if self.cache is Cache.DISK else None)
+        self._begin()
 
-    def measure(self, chosen: Sequence[int], *, batch_statistics: bool = False) -> Measured:
+    def go_alone(self, mixing: float) -> bool:
+        """Run samples one by one from now on, since what is measured for one depends on its neighbours.
+
+        In the last digits it may: kernels can add up in another order at another place. If there is more to
+        it, axis 0 may not count samples at all.
+
+        Args:
+            mixing: By how many standard deviations it does.
+
+        Returns:
+            Whether anything is different then: the statistics are those of the beginning again.
+
+        Raises:
+            InputError: They must not be, or cannot be run so.
+        """
+        if self.micro_batch == 1:
+            return False
+        if self.rows.size is not None:
+            raise InputError(
+                f"the model takes {self.rows.size} samples at a time, and what comes into its "
+                "BatchNormalizations depends on which; export it with a free batch dimension, or of size 1"
+            )
+        if mixing > _LAST_DIGITS and not self.splits:
+            raise InputError(
+                "what comes into its BatchNormalizations for a row of the data depends on the other rows; "
+                "pass --sample feed if axis 0 does not count samples, so that each file or batch of the data "
+                "is one, or --sample row to run rows one by one"
+            )
+        self.micro_batch = 1
+        self.notes.append("samples were run one by one, as their activations depend on their neighbours")
+        self.statistics = _stored(self.layers)
+        self._passed = None
+        self._begin()
+        return True
+
+    def measure(
+        self, chosen: Sequence[int], *, batch_statistics: bool = False, rearranged: bool = False
+    ) -> Measured:
         """See `sweep.Network`."""
         chosen = tuple(chosen)
-        level = self.levels.index(chosen) if chosen in self.levels and not batch_statistics else None
-        goes_on = level is not None and level < len(self.levels) - 1 and self.cache is not Cache.NONE
-        keep = sorted(self.stages.frontier(level)) if goes_on and level is not None else []
-        begun = level is not None and level > 0 and level - 1 == self._passed
+        is_level = chosen in self.levels and not (batch_statistics or rearranged)
+        level = self.levels.index(chosen) if is_level else len(self.levels)
+        begun = is_level and level - 1 == self._passed
+        keep: list[str] = []
+        if is_level and self.cache is not Cache.NONE:
+            keep = sorted(self.stages.frontier(level))
         self._open(self._kept if begun else None, [self._data(i) for i in chosen] + keep, batch_statistics)
         moments = {i: Moments(self.layers[i].channels) for i in chosen}
         seen, batches = Multiset(), []
-        for key, batch in enumerate(self._batches if begun else self._read(padded=not batch_statistics)):
+        read = self._batches if begun else self._read(padded=not batch_statistics, rearranged=rearranged)
+        for key, batch in enumerate(read):
             observed = self._run(batch, key, chosen, keep)
             for i in chosen:
                 self._add(moments[i], i, observed.moments[self._data(i)], batch.indices)
@@ -173,11 +201,21 @@ class OnnxNetwork:
     def _data(self, i: int) -> str:
         return self.stages.norms[i].data
 
-    def _read(self, *, padded: bool = True) -> Iterator[MicroBatch]:
+    def _begin(self) -> None:
+        """Have an empty place for what is kept."""
+        folder = self.shelf / "levels"
+        if self.cache is Cache.DISK:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        if self.cache is not Cache.AUTO:
+            self.session.hold(folder if self.cache is Cache.DISK else None)
+
+    def _read(self, *, padded: bool = True, rearranged: bool = False) -> Iterator[MicroBatch]:
         """The samples of this process; if not padded, without copies where the model can do without."""
-        for batch in micro_batches(self.data, self._rows, self.micro_batch, self.selection):
-            rows = slice(None if padded or self._rows.size else len(batch.indices))
-            arrays = {n: a[rows] if n in self._rows.batched else a for n, a in batch.arrays.items()}
+        first = max(1, self.micro_batch // 2) if rearranged else None
+        for batch in micro_batches(self.data, self.rows, self.micro_batch, self.selection, first):
+            rows = slice(None if padded or self.rows.size else len(batch.indices))
+            arrays = {n: a[rows] if n in self.rows.batched else a for n, a in batch.arrays.items()}
             yield MicroBatch(batch.indices, arrays)
 
     def _open(
@@ -211,7 +249,7 @@ class OnnxNetwork:
         Raises:
             InputError: onnxruntime fails.
         """
-        rows = [len(batch.arrays[name]) for name in self._rows.batched if name in batch.arrays]
+        rows = [len(batch.arrays[name]) for name in self.rows.batched if name in batch.arrays]
         try:
             return self.session.measure(
                 batch.arrays,
@@ -251,37 +289,37 @@ class OnnxNetwork:
 
     def _see(self, seen: Multiset, batch: MicroBatch) -> None:
         for row in range(len(batch.indices)):
-            seen.add(a[row] if n in self._rows.batched else a for n, a in sorted(batch.arrays.items()))
+            seen.add(a[row] if n in self.rows.batched else a for n, a in sorted(batch.arrays.items()))
 
     def _tick(self, samples: int) -> None:
         self._done += samples
         if self.progress is not None:
             self.progress(self._done, self._samples * self.passes)
 
-    def _is_mixed(self) -> bool:
-        """Whether what is measured for a sample depends on its place in the micro-batch, or on the others.
+    def _mixing(self) -> float:
+        """How much what is measured for a sample depends on its place in the micro-batch, or on the others.
 
         Seen by running the first micro-batch, and one that is made of its first sample alone.
+
+        Returns:
+            In standard deviations; infinite if samples cannot be told apart.
         """
         first = next(self._read(), None)
         if first is None:
-            return False
+            return 0.0
         every = range(len(self.layers))
         self._open(None, [self._data(i) for i in every])
         arrays = {
-            name: np.repeat(array[:1], len(array), axis=0) if name in self._rows.batched else array
+            name: np.repeat(array[:1], len(array), axis=0) if name in self.rows.batched else array
             for name, array in first.arrays.items()
         }
         try:
             found = [self._run(batch, 0, every) for batch in (first, replace(first, arrays=arrays))]
         except InputError:
-            if self._rows.size is None and self.micro_batch > 1:
-                return (
-                    True  # alone, the error would come again, or the model reshapes samples into one another
-                )
+            if self.rows.size is None and self.micro_batch > 1:
+                return math.inf  # alone, the error would come again, or samples are reshaped into one another
             raise
-        pairs = [(found[0].moments[n], copies) for n, copies in found[1].moments.items()]
-        return any(_differs(a.mean, b.mean) or _differs(a.m2, b.m2) for a, b in pairs)
+        return max(_distance(found[0].moments[name], copies) for name, copies in found[1].moments.items())
 
     def _rehearsed(self) -> int:
         """How many bytes the largest frontier of all samples takes, if that has to be known."""
@@ -322,6 +360,19 @@ def _count(data: Data, selection: Selection) -> int | None:
     return len(range(selection.rank, chosen, selection.ranks))
 
 
-def _differs(values: NDArray[np.float64], copies: NDArray[np.float64]) -> bool:
-    """Whether the first row of values is not every row of the copies, to the bit."""
-    return not np.array_equal(np.broadcast_to(values[:1], copies.shape), copies, equal_nan=True)
+def _stored(layers: Sequence[Layer]) -> list[Statistics]:
+    return [Statistics(layer.mean.astype(layer.dtype), layer.var.astype(layer.dtype)) for layer in layers]
+
+
+def _distance(values: SampleMoments, copies: SampleMoments) -> float:
+    """How far the first of the values is from its copies, in standard deviations; 0 for the same bits."""
+    if values.size != copies.size:
+        return math.inf
+    pairs = [(values.mean[:1], copies.mean), (values.m2[:1], copies.m2)]
+    if all(np.array_equal(np.broadcast_to(one, many.shape), many, equal_nan=True) for one, many in pairs):
+        return 0.0
+    width = np.sqrt(np.mean(values.m2 / values.size + np.square(values.mean), axis=0))
+    deviations = [np.sqrt(m2 / values.size) for m2 in (values.m2[:1], copies.m2)]
+    off = np.abs(values.mean[:1] - copies.mean) + np.abs(deviations[0] - deviations[1])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.nan_to_num(off / width, nan=np.inf, posinf=np.inf).max())

@@ -68,8 +68,8 @@ def copy(content: bytes, path: Path) -> Path:
         path.write_bytes(content)
     except OSError as error:
         raise OutputError(
-            f"{path}: a temporary copy for the check cannot be written: {error.strerror or error}; free some "
-            "space or set TMPDIR to another folder; nothing was written"
+            f"a temporary copy of the model cannot be written: {error.strerror or error}; free some space or "
+            "set TMPDIR to another folder; nothing was written"
         ) from error
     return path
 

@@ -30,7 +30,7 @@ from .network import Cache, OnnxNetwork
 from .places import STREAM, beside, copy, need_free, scratch, streamed, title, write_out
 from .recalibration import Method, RecalibrateReport
 from .running import RunningStatistics
-from .samples import Selection
+from .samples import Rows, Selection
 from .session import Session
 from .stages import Stages
 from .sweep import Alone, Gate, Ranks, Sweep
@@ -42,6 +42,7 @@ def recalibrate(
     *,
     data: str | os.PathLike[str] | Iterable[Any] | Callable[[], Iterable[Any]],
     images: ImageOptions | None = None,
+    sample: Literal["auto", "row", "feed"] = "auto",
     limit: int | None = None,
     shuffle_seed: int | None = None,
     method: Literal["exact", "onepass", "blend"] = "exact",
@@ -70,6 +71,8 @@ def recalibrate(
         data: A path or `package.module:name`, see `data.open_data`; or batches, see `data.check`. They are
             read several times.
         images: For a folder of images, what the model does not tell.
+        sample: What a sample is: one index of axis 0 of all inputs that have a batch axis ("row"), or all of
+            a file or batch ("feed"). "auto" is "row", if rows have no influence on each other.
         limit: Use the first so many samples.
         shuffle_seed: Draw those at random instead.
         method: "exact" goes level by level, "onepass" uses the statistics of batches (PreciseBN), "blend"
@@ -112,11 +115,15 @@ def recalibrate(
             path = copy(to_bytes(model), folder / "inlined.onnx")
         stages = Stages(onnx.load(path, load_external_data=False))
         running = RunningStatistics(model, stages, shared=shared)
+        inputs = inputs_of(stages.model)
+        rows = Rows((), 1) if sample == "feed" else Rows.of(inputs)
         network = OnnxNetwork(
             stages,
             path.parent,
             running.layers,
-            _opened(data, inputs_of(stages.model), images),
+            _opened(data, inputs, rows, images),
+            rows,
+            sample == "row",
             Selection(limit, shuffle_seed, ranks.rank, ranks.size),
             session,
             Cache(cache),
@@ -126,11 +133,18 @@ def recalibrate(
             notes=[*_noted(running, stages)],
         )
         network.prepare(ranks)
-        journal = None
-        if resume is not None and ranks.rank == 0:
-            journal = Journal(resume, network.key(method, prior_samples))
         gate = Gate(min_samples, max_standard_error)
-        outcome = Sweep(network, Method(method), estimator, gate, ranks, journal).run()
+        while True:
+            journal = None
+            if resume is not None and ranks.rank == 0:
+                journal = Journal(resume, network.key(method, prior_samples))
+            outcome = Sweep(network, Method(method), estimator, gate, ranks, journal).run()
+            if outcome.steady or not network.go_alone(outcome.gap):
+                break
+            if journal is not None:
+                journal.remove()
+        if not outcome.steady:
+            network.notes.append("onnxruntime does not compute the same bits again here")
         report = RecalibrateReport(
             source=origin,
             target=None,
@@ -200,10 +214,10 @@ def _estimator(method: Method, prior_samples: int | None) -> Estimator:
     return Estimator(prior=prior_samples or 0)
 
 
-def _opened(data: Any, inputs: Sequence[Input], images: ImageOptions | None) -> Data:
+def _opened(data: Any, inputs: Sequence[Input], rows: Rows, images: ImageOptions | None) -> Data:
     if isinstance(data, str | os.PathLike):
-        return open_data(data, inputs, images=images)
-    return check(data, inputs, "the calibration data")
+        return open_data(data, inputs, rows=rows, images=images)
+    return check(data, inputs, "the calibration data", rows=rows)
 
 
 def _joined() -> AbstractContextManager[Ranks]:

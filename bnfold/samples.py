@@ -118,7 +118,11 @@ class Selection:
 
 
 def micro_batches(
-    data: Iterable[Mapping[str, Array]], rows: Rows, size: int, selection: Selection = Selection()
+    data: Iterable[Mapping[str, Array]],
+    rows: Rows,
+    size: int,
+    selection: Selection = Selection(),
+    first: int | None = None,
 ) -> Iterator[MicroBatch]:
     """The chosen samples in micro-batches of `size` rows.
 
@@ -132,6 +136,8 @@ def micro_batches(
         rows: Which of the arrays hold rows.
         size: Rows of a micro-batch; `rows.size` if that is not None.
         selection: Which samples take part.
+        first: How many samples the first micro-batch of each kind has, so that all have other places and
+            other neighbours than without; None for `size`.
 
     Raises:
         InputError: Arrays of a batch differ in their number of rows, or there are fewer samples now than
@@ -141,14 +147,17 @@ def micro_batches(
     if rows.size not in (None, size):
         raise ValueError(f"the model takes {rows.size} rows at a time, not {size}")
     waiting: dict[Hashable, _Waiting] = {}
+    known: set[Hashable] = set()
     for start, indices, arrays in _chosen(data, rows, selection):
         kind = _kind(arrays, rows)
         for_all = {name: array for name, array in arrays.items() if name not in rows.batched}
         while indices.size:
             some = waiting.get(kind) or waiting.setdefault(kind, _Waiting(for_all))
-            taken, indices = np.split(indices, [size - len(some.indices)])
+            wanted = size if first is None or kind in known else first
+            taken, indices = np.split(indices, [wanted - len(some.indices)])
             some.add(taken, {name: arrays[name][taken - start] for name in rows.batched})
-            if len(some.indices) == size:
+            if len(some.indices) == wanted:
+                known.add(kind)
                 yield waiting.pop(kind).filled(size)
             while len(waiting) > 1 and sum(other.nbytes for other in waiting.values()) > _WAITING:
                 yield waiting.pop(next(iter(waiting))).filled(size)

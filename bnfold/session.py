@@ -363,8 +363,8 @@ class _Shelf:
                 np.savez(file, **names, names=np.array(json.dumps([*arrays])))  # type: ignore[arg-type]
         except OSError as error:
             raise _Full(
-                f"{self._folder}: values between levels cannot be kept there: {error.strerror or error}; "
-                "free some space, set TMPDIR to another folder, or pass --cache none"
+                f"values between levels cannot be kept in a temporary file: {error.strerror or error}; free "
+                "some space, set TMPDIR to another folder, or pass --cache none"
             ) from error
 
     def take(self, key: int) -> dict[str, Array]:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ class Stages:
             if i not in numbers:
                 nodes.append(_without_dropout(self._nodes[i], self._opset))
                 continue
-            names, pair = [f"bnfold.{what}.{i}" for what in ("mean", "var")], statistics[numbers[i]]
+            names, pair = [f"{self._own}.{what}.{i}" for what in ("mean", "var")], statistics[numbers[i]]
             if batch_statistics:
                 normalizing, constants = _by_batch(self._nodes[i], names, pair, self._opset)
                 nodes += normalizing
@@ -147,6 +148,13 @@ class Stages:
         """Names of the Dropout nodes that may run in training mode."""
         found = (n for n in self._nodes if n.op_type == "Dropout" and n.domain in _STANDARD)
         return tuple(_label(node) for node in found if len(node.input) > 2 and node.input[2])
+
+    @cached_property
+    def _own(self) -> str:
+        """How no name of the model begins."""
+        names = (*self._producers, *self._stored, *self._inputs)
+        candidates = (f"bnfold{n}" for n in count())
+        return next(own for own in candidates if not any(name.startswith(own) for name in names))
 
     @property
     def _opset(self) -> int:

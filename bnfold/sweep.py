@@ -32,7 +32,9 @@ class Network(Protocol):
     def levels(self) -> Sequence[Sequence[int]]:
         """Their indices, level by level: what comes into one depends on those of lower levels only."""
 
-    def measure(self, chosen: Sequence[int], *, batch_statistics: bool = False) -> Measured:
+    def measure(
+        self, chosen: Sequence[int], *, batch_statistics: bool = False, rearranged: bool = False
+    ) -> Measured:
         """Run this process's share of the data once, and return the moments of what comes into layers.
 
         The engine asks for the levels in their order, though it may begin at a later one, and for all
@@ -41,6 +43,7 @@ class Network(Protocol):
         Args:
             chosen: The layers.
             batch_statistics: Let every BatchNormalization normalize by its batch.
+            rearranged: Run each sample at another place, and with other neighbours, than otherwise.
 
         Raises:
             InputError: There are no such data, or a value is not finite.
@@ -116,11 +119,19 @@ class Outcome:
         samples: How many took part.
         failure: Why the result must not be used: a gate that is not passed, or statistics that the finished
             network does not have. Empty if it may.
+        steady: Whether the finished network, in which samples have other places and other neighbours, brought
+            the same moments to the last bit. If not, what is measured for a sample depends on others.
     """
 
     layers: tuple[LayerReport, ...]
     samples: int
     failure: str = ""
+    steady: bool = True
+
+    @property
+    def gap(self) -> float:
+        """How far stored statistics are from those of the finished network, see `LayerReport`."""
+        return max(max(layer.mean_gap, layer.var_gap) for layer in self.layers)
 
 
 @dataclass
@@ -163,42 +174,42 @@ class Sweep:
                 self._need_usable(i, settled[i])
                 self.network.settle(i, settled[i])
         samples = max(found.samples for found in moments.values())
-        final = self._measure(range(len(self.network.layers)))
+        final = self._measure(range(len(self.network.layers)), rearranged=True)
         levels = {i: number for number, level in enumerate(self.network.levels) for i in level}
         layers = tuple(
             layer_report(layer, levels[i], self.estimator, settled[i], moments[i], final[i])
             for i, layer in enumerate(self.network.layers)
         )
-        return Outcome(layers, samples, self._failure(layers, samples))
+        steady = self.method is Method.ONEPASS or all(final[i] == moments[i] for i in final)
+        return Outcome(layers, samples, self._failure(layers, samples), steady)
 
     def _passes(self) -> Sequence[Sequence[int]]:
         if self.method is Method.ONEPASS:
             return [range(len(self.network.layers))]
         return self.network.levels
 
-    def _remember(self) -> Mapping[str, Moments]:
+    def _remember(self) -> Mapping[int, Moments]:
         """What the journal knows; one process has it."""
 
-        def read() -> tuple[Mapping[str, Moments], tuple[int, int] | None]:
+        def read() -> tuple[Mapping[int, Moments], tuple[int, int] | None]:
             return ({}, None) if self.journal is None else (dict(self.journal.found), self.journal.digest)
 
         found, self._digest = self.ranks.together(read)[0]
         self._resumed = bool(found)
         return found
 
-    def _found(self, level: Sequence[int], remembered: Mapping[str, Moments]) -> Mapping[int, Moments]:
+    def _found(self, level: Sequence[int], remembered: Mapping[int, Moments]) -> Mapping[int, Moments]:
         """The moments of a level, from the journal or from the data."""
-        names = {i: self.network.layers[i].name for i in level}
-        if all(name in remembered for name in names.values()):
-            return {i: remembered[name] for i, name in names.items()}
+        if all(i in remembered for i in level):
+            return {i: remembered[i] for i in level}
         found = self._measure(level, batch_statistics=self.method is Method.ONEPASS)
         if self.journal is not None and self._digest is not None:
-            self.journal.record({names[i]: found[i] for i in level}, self._digest)
+            self.journal.record(found, self._digest)
         return found
 
-    def _measure(self, chosen: Sequence[int], *, batch_statistics: bool = False) -> Mapping[int, Moments]:
-        """The moments over the data of all processes."""
-        parts = self.ranks.together(lambda: self.network.measure(chosen, batch_statistics=batch_statistics))
+    def _measure(self, chosen: Sequence[int], **how: bool) -> Mapping[int, Moments]:
+        """The moments over the data of all processes, see `Network.measure`."""
+        parts = self.ranks.together(lambda: self.network.measure(chosen, **how))
         self._need_same_data(sum(p.digest for p in parts), sum(p.samples for p in parts))
         found = {}
         for i in chosen:

@@ -96,7 +96,9 @@ class Two:
         self.now = [Statistics(each.mean, each.var) for each in self.layers]
         self.drift = 0.0
 
-    def measure(self, chosen: Sequence[int], *, batch_statistics: bool = False) -> Measured:
+    def measure(
+        self, chosen: Sequence[int], *, batch_statistics: bool = False, rearranged: bool = False
+    ) -> Measured:
         seen = Multiset()
         for sample in self.values:
             seen.add([sample])

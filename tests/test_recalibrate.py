@@ -309,14 +309,78 @@ class TestBits:
             y = {NORM}(e, s1, b1, m1, v1) }}"""
         source = saved(model(text, **norm(1, 2)))
         digests = set()
+        with pytest.raises(InputError, match="depends on the other rows"):
+            bnfold.recalibrate(source, data=batches(images(20, shape=(2, 5)), 4))
         for size in (1, 4, 10):
             report = bnfold.recalibrate(
-                source, tmp_path / f"{size}.onnx", data=batches(images(20, shape=(2, 5)), size)
+                source, tmp_path / f"{size}.onnx", data=batches(images(20, shape=(2, 5)), size), sample="row"
             )
             assert report.micro_batch == 1
             assert "one by one" in report.notes[0]
             digests.add(digest(tmp_path / f"{size}.onnx"))
         assert len(digests) == 1
+
+    def test_neighbours_that_matter_later_only(self, saved: Callable[..., Path], tmp_path: Path) -> None:
+        """The first samples are alike, so that trying them out tells nothing; the proof does."""
+        text = f"""(float[N,2,5] x) => (float[] y) {{
+            m = ReduceMax<axes=[0], keepdims=1>(x)  d = Sub(x, m)  e = Add(d, x)
+            y = {NORM}(e, s1, b1, m1, v1) }}"""
+        source, x = saved(model(text, **norm(1, 2))), images(64, shape=(2, 5))
+        x[:32] = 0
+        with pytest.raises(InputError, match="depends on the other rows"):
+            bnfold.recalibrate(source, tmp_path / "out.onnx", data=batches(x, 8))
+        for name, order in (("a", x), ("b", x[::-1])):
+            bnfold.recalibrate(
+                source, tmp_path / f"{name}.onnx", data=batches(order, 8), sample="row", resume=tmp_path / "j"
+            )
+            assert_exact(tmp_path / f"{name}.onnx", batches(x, 1))
+        assert digest(tmp_path / "a.onnx") == digest(tmp_path / "b.onnx")
+        assert not (tmp_path / "j").exists()
+
+    def test_rows_that_depend_on_the_data(self, saved: Callable[..., Path], tmp_path: Path) -> None:
+        """Of each sample, as many rows are left as it has active steps."""
+        text = f"""(float[N,5,4] x) => (float[] y) {{
+            r = Reshape(x, shape)  first = Gather<axis=1>(r, zero)  on = Greater(first, nothing)
+            c = Compress<axis=0>(r, on)  g = MatMul(c, w)  y = {NORM}(g, s1, b1, m1, v1) }}"""
+        constants: dict[str, Any] = {
+            "shape": np.array([-1, 4]),
+            "zero": np.array(0),
+            "nothing": np.array(0, np.float32),
+        }
+        source = saved(model(text, w=(4, 3), **constants, **norm(1, 3)))
+        x = np.abs(images(40, shape=(5, 4)))
+        x[32:, 1:, 0] *= -1
+        with pytest.raises(InputError, match="--sample row"):
+            bnfold.recalibrate(source, data=batches(x, 8))
+        bnfold.recalibrate(source, tmp_path / "out.onnx", data=batches(x, 8), sample="row")
+        assert_exact(tmp_path / "out.onnx", batches(x, 1))
+
+    def test_an_axis_0_that_counts_no_samples(self, saved: Callable[..., Path], tmp_path: Path) -> None:
+        text = f"""(float[H,W,2] x) => (float[] y) {{
+            t = Transpose<perm=[2,0,1]>(x)  u = Unsqueeze(t, axis)  c = Conv<pads=[1,1,1,1]>(u, w)
+            y = {NORM}(c, s1, b1, m1, v1) }}"""
+        source = saved(model(text, axis=np.array([0]), w=(4, 2, 3, 3), **norm(1, 4)))
+        feeds = [{"x": images(1, i, (20, 20 - i, 2))[0]} for i in range(3)]
+        with pytest.raises(InputError, match="--sample feed if axis 0 does not count samples"):
+            bnfold.recalibrate(source, data=feeds)
+        report = bnfold.recalibrate(source, tmp_path / "out.onnx", data=feeds, sample="feed")
+        assert report.samples == 3
+        assert_exact(tmp_path / "out.onnx", feeds)
+
+    def test_values_are_kept_between_levels(self, saved: Callable[..., Path]) -> None:
+        """So that the data are read twice less often, of three levels, than without."""
+        reads = {}
+        for cache in ("ram", "none"):
+            count = 0
+
+            def counted() -> Iterator[dict[str, Array]]:
+                nonlocal count
+                count += 1
+                yield from batches(images(), 8)
+
+            bnfold.recalibrate(saved(branched()), data=counted, cache=cache, dry_run=True)
+            reads[cache] = count
+        assert reads["none"] - reads["ram"] == 2
 
     def test_rows_that_become_others(self, saved: Callable[..., Path], tmp_path: Path) -> None:
         """A Reshape puts time steps into the batch: so many rows belong to a sample."""
@@ -420,6 +484,20 @@ class TestMethods:
         values = np.concatenate([session.run(["h"], {"x": x[i : i + 32]})[0] for i in (0, 32)])
         np.testing.assert_allclose(after["m4"], values.mean(0), rtol=1e-4, atol=1e-5)  # other float32 kernels
         np.testing.assert_allclose(after["v4"], values.var(0), rtol=1e-4)
+
+    def test_one_pass_leaves_copies_out(self, saved: Callable[..., Path], tmp_path: Path) -> None:
+        """Of 40 samples, the last 8 are a batch of their own."""
+        found = {}
+        for name, x in (("whole", images(40)), ("last", images(40)[32:])):
+            bnfold.recalibrate(
+                saved(branched()), tmp_path / f"{name}.onnx", data=batches(x, 8), method="onepass"
+            )
+            found[name] = statistics(tmp_path / f"{name}.onnx")[3]  # the mean of the last
+        bnfold.recalibrate(
+            saved(branched()), tmp_path / "first.onnx", data=batches(images(40)[:32], 8), method="onepass"
+        )
+        first = statistics(tmp_path / "first.onnx")[3]
+        np.testing.assert_allclose(found["whole"], 0.8 * first + 0.2 * found["last"], rtol=1e-5, atol=1e-6)
 
     def test_blend_is_the_mixture(self, saved: Callable[..., Path], tmp_path: Path) -> None:
         proto = model(f"(float[N,2,5] x) => (float[] y) {{ y = {NORM}(x, s1, b1, m1, v1) }}", **norm(1, 2))
@@ -691,7 +769,9 @@ class TestRefusals:
             return start([command[0], "-c", code], **how)
 
         monkeypatch.setattr(subprocess, "Popen", limited)
-        with pytest.raises(OutputError, match=r"cannot be kept there: File too large.*--cache none"):
+        with pytest.raises(
+            OutputError, match=r"cannot be kept in a temporary file: File too large.*--cache none"
+        ):
             bnfold.recalibrate(saved(branched()), data=batches(images(), 8), cache="disk")
 
     def test_a_journal_in_the_place_of_a_model(self, saved: Callable[..., Path], tmp_path: Path) -> None:
@@ -700,6 +780,20 @@ class TestRefusals:
             with pytest.raises(InputError, match="cannot be both"):
                 bnfold.recalibrate(source, tmp_path / "out.onnx", data=x, resume=tmp_path / name, force=True)
         assert not (tmp_path / "out.onnx").exists()
+
+    def test_a_journal_of_another_run(self, saved: Callable[..., Path], tmp_path: Path) -> None:
+        how: Any = {"data": batches(images(), 8), "resume": tmp_path / "journal", "dry_run": True}
+        with pytest.raises(NotCalibrated):
+            bnfold.recalibrate(saved(branched()), min_samples=1000, **how)
+        other = branched()
+        other.graph.initializer[0].CopyFrom(
+            numpy_helper.from_array(
+                numpy_helper.to_array(other.graph.initializer[0]) * 2, other.graph.initializer[0].name
+            )
+        )
+        for source, method in ((saved(other, "other.onnx"), "exact"), (tmp_path / "in.onnx", "onepass")):
+            with pytest.raises(InputError, match="is the journal of another run"):
+                bnfold.recalibrate(source, method=method, **how)  # type: ignore[arg-type]
 
     def test_a_journal_of_something_else(self, saved: Callable[..., Path], tmp_path: Path) -> None:
         journal = tmp_path / "journal"

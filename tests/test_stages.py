@@ -107,6 +107,17 @@ def test_what_an_inner_graph_reads_is_kept() -> None:
     assert stages(text).frontier(0) == {"r", "x", "flag"}
 
 
+def test_names_of_ours_in_the_model() -> None:
+    text = f"""(float[N,4] x) => (float[] y) {{ bnfold0.mean.1 = Relu(x)
+        y = {NORM}(bnfold0.mean.1, one, one, one, one)  z = {NORM}(y, one, one, one, one) }}"""
+    proto = model(text.replace("bnfold0.mean.1", "taken"), one=ONE)
+    for node in proto.graph.node:
+        node.input[:] = [name.replace("taken", "bnfold0.mean.1") for name in node.input]
+        node.output[:] = [name.replace("taken", "bnfold0.mean.1") for name in node.output]
+    found = Stages(proto)
+    assert run(found.part(None, ["z"], numbers(2)), {"x": np.ones((2, 4), np.float32)})["z"].shape == (2, 4)
+
+
 def test_a_norm_of_a_constant_is_none() -> None:
     text = f"(float[N,4] x) => (float[] y) {{ k = {NORM}(c, one, one, one, one)  y = Add(x, k) }}"
     assert not stages(text, c=(2, 4)).norms

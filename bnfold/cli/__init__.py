@@ -150,6 +150,14 @@ def optimize(source: str | None, target: str | None, data: str | None, **how: An
 )
 @data_options
 @click.option(
+    "--sample",
+    type=click.Choice(["auto", "row", "feed"]),
+    default="auto",
+    show_default=True,
+    help="What one is: a row (an index of axis 0), or all of a file or batch; auto takes rows, if they "
+    "have no influence on each other.",
+)
+@click.option(
     "--method",
     type=click.Choice([method.value for method in bnfold.Method]),
     default="exact",
