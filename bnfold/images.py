@@ -48,6 +48,9 @@ _SUFFIXES = (
     *(".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
 
+_MOST_PIXELS = 2**27  # of a sample
+_SMALLEST = 1e-9  # standard deviation
+
 
 @dataclass(frozen=True)
 class ImageOptions:
@@ -191,6 +194,8 @@ def _size(target: Input, layout: Layout, options: ImageOptions) -> tuple[int, in
         raise InputError(f"{told}, which may be any number; choose with --image-size")
     if min(height, width) < 1:
         raise InputError(f"images of {height} x {width} pixels are empty; give another --image-size")
+    if height * width > _MOST_PIXELS:
+        raise InputError(f"images of {height} x {width} pixels are too large; give another --image-size")
     for size, own in zip((height, width), declared, strict=True):
         if isinstance(own, int) and size != own:
             raise InputError(f"{told} (height x width), not {height} x {width}; drop --image-size")
@@ -218,8 +223,8 @@ def _scale(
             raise InputError(f"{option}: {listed(values)} are not all numbers to compute with")
     if max(mean) > 1:
         raise InputError(f"--mean: {max(mean)} is above 1; pixels are between 0 and 1, so divide it by 255")
-    if min(std) <= 0:
-        raise InputError(f"--std: {min(std)} is not above 0")
+    if min(std) < _SMALLEST:
+        raise InputError(f"--std: {min(std)} is not above {_SMALLEST:g}, and pixels are divided by it")
     return mean, std
 
 

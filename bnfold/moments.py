@@ -60,8 +60,10 @@ class SampleMoments:
             Not finite where the values are not, or are above `LARGEST`.
 
         Raises:
-            ValueError: The rows are no multiple of the samples.
+            ValueError: There is no axis of channels, or the rows are no multiple of the samples.
         """
+        if values.ndim < 2 or values.dtype.kind not in "fV":
+            raise ValueError(f"{values.dtype.name} of rank {values.ndim} has no channels of numbers")
         total, channels, *space = values.shape
         count = total if samples is None else samples
         each = total // max(count, 1)

@@ -21,7 +21,7 @@ import numpy as np
 from .data import Data
 from .errors import InputError
 from .estimate import Layer, Statistics
-from .feeds import inputs_of, room
+from .feeds import Array, room
 from .moments import Moments, SampleMoments
 from .multiset import Multiset
 from .samples import MicroBatch, Rows, Selection, micro_batches
@@ -33,7 +33,6 @@ _LARGEST = 32  # samples in a micro-batch
 _ELEMENTS = 2**22  # in the inputs of a micro-batch of more than one
 _LAST_DIGITS = 1e-2  # standard deviations that rounding may make, also in float16
 _NO_ROOM = 2**63  # bytes
-_UNKNOWN = 8  # samples in a micro-batch, where the size of one is not known
 
 
 class Cache(StrEnum):
@@ -62,7 +61,7 @@ class OnnxNetwork:
         shelf: A folder for them.
         passes: How often all samples will be run.
         progress: Called with how many sample runs are done, and how many there will be.
-        micro_batch: How many samples run at a time.
+        micro_batch: How many samples run at a time, at most.
         notes: What the user should know, a sentence each.
     """
 
@@ -81,11 +80,7 @@ class OnnxNetwork:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        inputs = inputs_of(self.stages.model)
-        elements = sum(math.prod(d for d in i.shape[1:] if isinstance(d, int)) for i in inputs if i.shape)
-        known = all(i.shape and all(isinstance(d, int) for d in i.shape[1:]) for i in inputs)
-        fitting = min(_LARGEST, _ELEMENTS // max(1, elements)) if known else _UNKNOWN
-        self.micro_batch = self.rows.size or 2 ** int(math.log2(max(1, fitting)))
+        self.micro_batch = self.rows.size or _LARGEST
         self.levels = self.stages.levels
         self.statistics = _stored(self.layers)
         self._samples = 0
@@ -212,11 +207,18 @@ class OnnxNetwork:
 
     def _read(self, *, padded: bool = True, rearranged: bool = False) -> Iterator[MicroBatch]:
         """The samples of this process; if not padded, without copies where the model can do without."""
-        first = max(1, self.micro_batch // 2) if rearranged else None
-        for batch in micro_batches(self.data, self.rows, self.micro_batch, self.selection, first):
-            rows = slice(None if padded or self.rows.size else len(batch.indices))
-            arrays = {n: a[rows] if n in self.rows.batched else a for n, a in batch.arrays.items()}
-            yield MicroBatch(batch.indices, arrays)
+        for batch in micro_batches(self.data, self.rows, self._size, self.selection, shifted=rearranged):
+            count = batch.rows if padded or self.rows.size else len(batch.indices)
+            arrays = {n: a[:count] if n in self.rows.batched else a for n, a in batch.arrays.items()}
+            yield MicroBatch(batch.indices, arrays, count)
+
+    def _size(self, arrays: Mapping[str, Array]) -> int:
+        """How many samples such as these run at a time: fewer of large ones. Their shapes alone decide."""
+        if self.rows.size is not None:
+            return self.rows.size
+        elements = sum(math.prod(arrays[name].shape[1:]) for name in self.rows.batched)
+        fitting = min(self.micro_batch, _ELEMENTS // max(1, elements))
+        return int(2 ** int(math.log2(max(1, fitting))))
 
     def _open(
         self,
@@ -249,7 +251,6 @@ class OnnxNetwork:
         Raises:
             InputError: onnxruntime fails.
         """
-        rows = [len(batch.arrays[name]) for name in self.rows.batched if name in batch.arrays]
         try:
             return self.session.measure(
                 batch.arrays,
@@ -257,7 +258,7 @@ class OnnxNetwork:
                 runs=self._computes,
                 keep=keep,
                 measure=dict.fromkeys(self._data(i) for i in chosen),
-                samples=rows[0] if rows else self.micro_batch,
+                samples=batch.rows,
             )
         except Unrunnable as error:
             first, last = batch.indices[0], batch.indices[-1]
@@ -309,17 +310,26 @@ class OnnxNetwork:
             return 0.0
         every = range(len(self.layers))
         self._open(None, [self._data(i) for i in every])
-        arrays = {
-            name: np.repeat(array[:1], len(array), axis=0) if name in self.rows.batched else array
-            for name, array in first.arrays.items()
-        }
         try:
-            found = [self._run(batch, 0, every) for batch in (first, replace(first, arrays=arrays))]
-        except InputError:
-            if self.rows.size is None and self.micro_batch > 1:
-                return math.inf  # alone, the error would come again, or samples are reshaped into one another
+            found = [self._run(batch, 0, every) for batch in (first, self._repeated(first, first.rows))]
+        except InputError as error:
+            if self.rows.size is None and first.rows > 1:
+                self._run(
+                    self._repeated(first, 1), 0, every
+                )  # if that fails as well, it is not the neighbours
+                return math.inf
+            if self.rows.batched:
+                raise InputError(f"{error}; if axis 0 does not count samples, pass --sample feed") from error
             raise
         return max(_distance(found[0].moments[name], copies) for name, copies in found[1].moments.items())
+
+    def _repeated(self, batch: MicroBatch, rows: int) -> MicroBatch:
+        """So many copies of the first sample."""
+        arrays = {
+            name: np.repeat(array[:1], rows, axis=0) if name in self.rows.batched else array
+            for name, array in batch.arrays.items()
+        }
+        return MicroBatch(batch.indices[:1] * rows, arrays, rows)
 
     def _rehearsed(self) -> int:
         """How many bytes the largest frontier of all samples takes, if that has to be known."""
@@ -338,7 +348,7 @@ class OnnxNetwork:
         self.session.hold()
         sizes = {name: size for name, (_, size) in observed.kept.items()}
         largest = max((sum(sizes[name] for name in frontier) for frontier in frontiers), default=0)
-        return largest * -(-self._samples // self.micro_batch)
+        return largest * -(-self._samples // first.rows)
 
 
 class _Unkept(InputError):

@@ -23,7 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from .constants import FLOATS, Constant
-from .errors import InputError, NotEquivalent, Undecided
+from .errors import InputError, NotEquivalent, OutputError, Undecided
 from .facts import Facts, Op
 from .fold import fold, inline
 from .model import is_trainable, load, rest, stage, to_bytes
@@ -105,7 +105,10 @@ def optimize(
         need_free(goal, force=force)
     with scratch() as folder:
         recalibrated = folder / "recalibrated.onnx"
-        first = replace(recalibrate(origin, recalibrated), target=None)
+        try:
+            first = replace(recalibrate(origin, recalibrated), target=None)
+        except OutputError as error:  # nobody knows that file
+            raise OutputError(str(error).replace(str(recalibrated), "a temporary file")) from error
         return replace(work(str(recalibrated)), recalibration=first)
 
 

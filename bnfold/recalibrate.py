@@ -102,8 +102,7 @@ def recalibrate(
     estimator = _estimator(Method(method), prior_samples)
     if not dry_run:
         need_free(goal, force=force)
-    if resume is not None and os.path.realpath(resume) in map(os.path.realpath, (goal, origin)):
-        raise InputError(f"{os.fspath(resume)}: cannot be both a model and the journal of --resume")
+    _need_apart(origin, goal, data, resume)
     with scratch() as folder, _joined() as ranks, Session() as session, _naming(origin):
         content = streamed(origin)
         path = Path(origin) if content is None else copy(content, folder / "original.onnx")
@@ -197,7 +196,7 @@ def _naming(origin: str) -> Iterator[None]:
     try:
         yield
     except (InputError, NotCalibrated) as error:
-        if str(error).startswith(origin):
+        if str(error).startswith((origin, title(origin))):
             raise
         error.args = (f"{title(origin)}: {error}",)
         raise
@@ -212,6 +211,18 @@ def _estimator(method: Method, prior_samples: int | None) -> Estimator:
     if prior_samples is not None and prior_samples < 1:
         raise InputError(f"prior_samples is {prior_samples}; give 1 or more")
     return Estimator(prior=prior_samples or 0)
+
+
+def _need_apart(origin: str, goal: str, data: Any, resume: str | os.PathLike[str] | None) -> None:
+    """Refuse files that would take each other's place."""
+    source, target = os.path.realpath(origin), os.path.realpath(goal)
+    if resume is not None and os.path.realpath(resume) in (source, target):
+        raise InputError(f"{os.fspath(resume)}: cannot be both a model and the journal of --resume")
+    if isinstance(data, str | os.PathLike):
+        if not os.fspath(data):
+            raise InputError("the name of the calibration data is empty; name a file or folder")
+        if goal != STREAM and os.path.realpath(data) == target:
+            raise InputError(f"{goal}: holds the calibration data, which the result would replace")
 
 
 def _opened(data: Any, inputs: Sequence[Input], rows: Rows, images: ImageOptions | None) -> Data:

@@ -76,7 +76,7 @@ class RecalibrateReport:
         method: How statistics were estimated.
         variance: Which variance was stored.
         samples: How many calibrated it.
-        micro_batch: How many ran at a time.
+        micro_batch: How many ran at a time, at most.
         levels: How many levels the BatchNormalizations form.
         cache: Where the values between levels were kept.
         processes: How many took part.

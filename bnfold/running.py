@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .double_double import BFLOAT16
 from .edit import Names
 from .errors import InputError
 from .estimate import Layer, Statistics
@@ -44,6 +45,11 @@ class RunningStatistics:
         self._model = model
         self._facts = Facts(model)
         _need_measurable(stages)
+        if stages.idle:
+            raise InputError(
+                f"BatchNormalization '{stages.idle[0]}' is in training mode, and its input is a constant; "
+                "fold constants first"
+            )
         if not stages.norms:
             raise InputError(
                 "has no BatchNormalization that depends on its inputs, so there is nothing to recalibrate"
@@ -81,6 +87,12 @@ class RunningStatistics:
             raise InputError(
                 f"BatchNormalization '{name}' has spatial=0, statistics for each position instead of each "
                 "channel, which cannot be recalibrated; export it with spatial=1"
+            )
+        data = node.inputs[0]
+        if data is not None and self._facts.dtype(data) == BFLOAT16:
+            raise InputError(
+                f"BatchNormalization '{name}': its input '{data.name}' is bfloat16, which cannot be taken "
+                "out of onnxruntime; recalibrate the model in float32"
             )
         if unwelcome := [o.name for o in node.outputs[1:] if is_used(o)]:
             raise InputError(
@@ -138,7 +150,9 @@ class RunningStatistics:
             return  # the file shall not change without reason
         dtype, shape = ir.DataType.from_numpy(numbers.dtype), ir.Shape(numbers.shape)
         if old is not None and len(value.uses()) == 1 and not value.is_graph_output():
-            value.const_value = ir.Tensor(numbers, dtype, shape=shape, name=value.name)
+            value.const_value = ir.Tensor(
+                numbers, dtype, shape=shape, name=value.name, doc_string=old.doc_string
+            )
             return
         name = names.value(value.name, "_recalibrated")
         own = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape)
@@ -177,6 +191,11 @@ def _need_measurable(stages: Stages) -> None:
         raise InputError(
             f"node '{stages.random[0]}' draws random numbers, so what comes into the BatchNormalizations "
             "after it is never the same; export the model for inference"
+        )
+    if stages.hidden_dropouts:
+        raise InputError(
+            f"Dropout '{stages.hidden_dropouts[0]}' in an inner graph or a local function may be in training "
+            "mode; export the model for inference, or pass --inline-functions"
         )
     inner, local = inner_norms(stages.model)
     if inner:

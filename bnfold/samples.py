@@ -8,7 +8,7 @@ is filled up with copies of its last sample, which are not counted.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,7 +70,7 @@ class Rows:
             if other != count:
                 raise InputError(
                     f"{where}: array '{first}' has {count} rows, but '{name}' has {other}; a sample is one "
-                    "row of each"
+                    "row of each (an input without a batch has a first dimension of fixed size)"
                 )
         return count
 
@@ -81,12 +81,14 @@ class MicroBatch:
 
     Attributes:
         indices: Which of the user's samples they are, counted from 0, ascending.
-        arrays: By name of the input. The batched ones have as many rows as every micro-batch; those after
-            `len(indices)` repeat the last sample.
+        arrays: By name of the input. The batched ones have as many rows as every micro-batch of their kind;
+            those after `len(indices)` repeat the last sample.
+        rows: How many that is.
     """
 
     indices: tuple[int, ...]
     arrays: Mapping[str, Array]
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,12 @@ class Selection:
 def micro_batches(
     data: Iterable[Mapping[str, Array]],
     rows: Rows,
-    size: int,
+    size: int | Callable[[Mapping[str, Array]], int],
     selection: Selection = Selection(),
-    first: int | None = None,
+    *,
+    shifted: bool = False,
 ) -> Iterator[MicroBatch]:
-    """The chosen samples in micro-batches of `size` rows.
+    """The chosen samples in micro-batches of one size for each kind.
 
     Samples whose shapes or shared arrays differ never meet in one. Held are those that wait for others of
     their kind, fewer than `size` of each, and altogether not much more than 256 MB: before that, the kind
@@ -134,35 +137,37 @@ def micro_batches(
         data: Batches: arrays by name of the input. They are read in order, and no further than needed; when
             samples are drawn from data without an attribute `count`, they are read once before, to count.
         rows: Which of the arrays hold rows.
-        size: Rows of a micro-batch; `rows.size` if that is not None.
+        size: Rows of a micro-batch, or what says so from the arrays of a kind; `rows.size` if that is not
+            None.
         selection: Which samples take part.
-        first: How many samples the first micro-batch of each kind has, so that all have other places and
-            other neighbours than without; None for `size`.
+        shifted: Whether the first micro-batch of each kind has half as many samples, so that all have other
+            places and other neighbours than otherwise.
 
     Raises:
         InputError: Arrays of a batch differ in their number of rows, or there are fewer samples now than
             when they were counted.
-        ValueError: The model does not take `size` rows.
+        ValueError: The model does not take so many rows.
     """
-    if rows.size not in (None, size):
-        raise ValueError(f"the model takes {rows.size} rows at a time, not {size}")
     waiting: dict[Hashable, _Waiting] = {}
     known: set[Hashable] = set()
     for start, indices, arrays in _chosen(data, rows, selection):
         kind = _kind(arrays, rows)
         for_all = {name: array for name, array in arrays.items() if name not in rows.batched}
+        full = size if isinstance(size, int) else size(arrays)
+        if rows.size not in (None, full):
+            raise ValueError(f"the model takes {rows.size} rows at a time, not {full}")
         while indices.size:
-            some = waiting.get(kind) or waiting.setdefault(kind, _Waiting(for_all))
-            wanted = size if first is None or kind in known else first
+            some = waiting.get(kind) or waiting.setdefault(kind, _Waiting(for_all, full))
+            wanted = max(1, full // 2) if shifted and kind not in known else full
             taken, indices = np.split(indices, [wanted - len(some.indices)])
             some.add(taken, {name: arrays[name][taken - start] for name in rows.batched})
             if len(some.indices) == wanted:
                 known.add(kind)
-                yield waiting.pop(kind).filled(size)
+                yield waiting.pop(kind).filled()
             while len(waiting) > 1 and sum(other.nbytes for other in waiting.values()) > _WAITING:
-                yield waiting.pop(next(iter(waiting))).filled(size)
+                yield waiting.pop(next(iter(waiting))).filled()
     for some in waiting.values():
-        yield some.filled(size)
+        yield some.filled()
 
 
 @dataclass(eq=False)
@@ -170,6 +175,7 @@ class _Waiting:
     """Samples of one kind, too few for a micro-batch. Arrays are copied, since loaders write into theirs."""
 
     shared: Mapping[str, Array]
+    rows: int
     indices: list[int] = field(default_factory=list)
     pieces: list[Mapping[str, Array]] = field(default_factory=list)
     nbytes: int = field(init=False)
@@ -183,15 +189,15 @@ class _Waiting:
         self.pieces.append(rows)
         self.nbytes += sum(array.nbytes for array in rows.values())
 
-    def filled(self, size: int) -> MicroBatch:
-        missing = size - len(self.indices)
+    def filled(self) -> MicroBatch:
+        missing = self.rows - len(self.indices)
         arrays = {}
         for name in self.pieces[0]:
             parts = [piece[name] for piece in self.pieces]
             if missing:
                 parts.append(np.repeat(parts[-1][-1:], missing, axis=0))
             arrays[name] = np.ascontiguousarray(np.concatenate(parts) if len(parts) > 1 else parts[0])
-        return MicroBatch(tuple(self.indices), {**arrays, **self.shared})
+        return MicroBatch(tuple(self.indices), {**arrays, **self.shared}, self.rows)
 
 
 def _kind(arrays: Mapping[str, Array], rows: Rows) -> Hashable:

@@ -481,7 +481,10 @@ class _Runtime:
             self._shelf.put(request["key"], kept)
         sizes, arrays = {}, {}
         for name in request["measure"]:
-            moments = SampleMoments.of(values[name], request["samples"])
+            try:
+                moments = SampleMoments.of(values[name], request["samples"])
+            except ValueError as error:
+                raise ValueError(f"'{name}' cannot be measured: {error}") from error
             sizes[name] = moments.size
             arrays |= {f"mean:{name}": moments.mean, f"m2:{name}": moments.m2}
         reply = {

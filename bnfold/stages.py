@@ -140,14 +140,37 @@ class Stages:
     @property
     def random(self) -> tuple[str, ...]:
         """Names of what draws random numbers on the way to the norms."""
-        behind = sorted(self._behind((norm.data for norm in self.norms), ()))
-        return tuple(_label(self._nodes[i]) for i in behind if self._nodes[i].op_type in _RANDOM)
+        return tuple(_label(node) for node in (*self._before, *self._hidden) if node.op_type in _RANDOM)
+
+    @property
+    def hidden_dropouts(self) -> tuple[str, ...]:
+        """Names of the Dropout nodes in inner graphs and local functions that may run in training mode."""
+        return tuple(_label(node) for node in self._hidden if _may_drop(node))
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Names of the BatchNormalizations in training mode whose input is a constant."""
+        found = (node for node in self._nodes if is_norm(node) and node.input[0] not in self._depths)
+        return tuple(_label(node) for node in found if sum(map(bool, node.output)) > 1 or _trains(node))
+
+    @cached_property
+    def _before(self) -> list[NodeProto]:
+        """The nodes on the way to the norms."""
+        behind = self._behind((norm.data for norm in self.norms), ())
+        return [self._nodes[i] for i in sorted(behind)]
+
+    @cached_property
+    def _hidden(self) -> list[NodeProto]:
+        """The nodes in inner graphs on that way, and in local functions."""
+        inner = [
+            node for outer in self._before for graph in _graphs(outer) for node in _all_nodes(graph.node)
+        ]
+        return inner + [node for function in self.model.functions for node in _all_nodes(function.node)]
 
     @property
     def active_dropouts(self) -> tuple[str, ...]:
         """Names of the Dropout nodes that may run in training mode."""
-        found = (n for n in self._nodes if n.op_type == "Dropout" and n.domain in _STANDARD)
-        return tuple(_label(node) for node in found if len(node.input) > 2 and node.input[2])
+        return tuple(_label(node) for node in self._nodes if _may_drop(node))
 
     @cached_property
     def _own(self) -> str:
@@ -203,6 +226,16 @@ class Stages:
 def is_norm(node: NodeProto) -> bool:
     """Whether it is a BatchNormalization, in whatever mode."""
     return node.op_type == "BatchNormalization" and node.domain in _STANDARD
+
+
+def _trains(node: NodeProto) -> bool:
+    return any(a.name == "training_mode" and a.i for a in node.attribute)
+
+
+def _may_drop(node: NodeProto) -> bool:
+    """Whether it is a Dropout that is told whether it is training."""
+    is_dropout = node.op_type == "Dropout" and node.domain in _STANDARD
+    return is_dropout and len(node.input) > 2 and bool(node.input[2])
 
 
 def inner_norms(model: onnx.ModelProto) -> tuple[list[str], list[str]]:

@@ -296,6 +296,8 @@ class _Patch:
     def _initializers(self, graph: ir.Graph, origin: GraphOrigin) -> list[Item]:
         survivors: dict[int, Item] = {}
         new: list[Item] = []
+        kept = {value.const_value for value in graph.initializers.values()}
+        places = {origin.names[i]: i for tensor, i in origin.tensors.items() if tensor not in kept}
         for name, value in graph.initializers.items():
             tensor = value.const_value
             if tensor is None:
@@ -303,7 +305,10 @@ class _Patch:
             place = origin.tensors.get(tensor)
             if place is None or place in survivors:
                 parts = wire.field(wire.GRAPH_INITIALIZER, self._new_tensor(tensor, name))
-                new.append(Item(None, parts))
+                if (its := places.get(name)) is not None and its not in survivors:
+                    survivors[its] = Item(its, parts)  # other numbers under the same name
+                else:
+                    new.append(Item(None, parts))
             else:
                 renamed = name if name != origin.names[place] else None
                 old = self._tensor(origin.stored[place], tensor, renamed)

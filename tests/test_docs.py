@@ -1,9 +1,11 @@
-"""What docs/pytorch.md and docs/conventions.md show is what happens."""
+"""What the pages in docs/ show is what happens."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +16,10 @@ from click.testing import CliRunner
 from bnfold.cli import main
 
 PAGE = Path(__file__).parent.parent / "docs" / "pytorch.md"
+PROCESSES = {
+    "bnfold": [sys.executable, "-m", "bnfold"],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone"],
+}
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -58,3 +64,35 @@ def test_the_conventions(capsys: pytest.CaptureFixture[str]) -> None:
     expected = re.findall(r"^print\(.*\)  # (.*)$", text, re.MULTILINE)
     assert len(expected) == 8
     assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_recalibration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However it is run, it comes to the same bytes."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits.onnx", "digits.npz"):
+        shutil.copy(PAGE.parent.parent / "fixtures" / name, tmp_path)
+    page = PAGE.with_name("recalibration.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    expected: list[str] = []
+    for language, text in BLOCK.findall(page):
+        if language == "python":
+            exec(compile(text, "recalibration.md", "exec"), names)
+            expected += re.findall(r"^ *print\(.*\)  # (.*)$", text, re.MULTILINE)
+            continue
+        for line in text.splitlines():
+            program, *arguments = shlex.split(line)
+            subprocess.run([*PROCESSES[program], *arguments], check=True)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(expected) == 5
+    assert printed[:5] == expected
+    assert printed[5].startswith("/")  # the name of a node, and figures
+    same = {
+        name: Path(f"{name}.onnx").read_bytes() for name in ("ready", "resumed", "shared", "again", "sure")
+    }
+    assert [name for name, content in same.items() if content != same["ready"]] == []
+    assert Path("drawn.onnx").read_bytes() != same["ready"]
+    assert not Path("progress.npz").exists()
+    kinds = [node.op_type for node in onnx.load("deployed.onnx").graph.node]
+    assert "BatchNormalization" not in kinds

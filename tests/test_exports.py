@@ -39,13 +39,16 @@ evaluate.program rules
 evaluate plan
 borrow alike lane rounding edit
 algebra_gate
-runtime_gate fold network running
+runtime_gate fold network running pytorch.ranks
 recalibrate verify
 optimize
 pytorch
 pytorch.archive pytorch.factory pytorch.failure pytorch.grammar pytorch.inputs pytorch.outputs pytorch.quiet
-pytorch.guards pytorch.pin pytorch.reach pytorch.settle pytorch.signature pytorch.training
-pytorch.duplicate pytorch.tidy
+pytorch.batches pytorch.forks pytorch.guards pytorch.norms pytorch.pin pytorch.reach
+pytorch.settle pytorch.signature pytorch.training
+pytorch.arguments pytorch.duplicate pytorch.observed pytorch.tidy
+pytorch.network pytorch.probe
+pytorch.recalibrate
 pytorch.trace
 pytorch.calls
 pytorch.capture pytorch.equal pytorch.shadow pytorch.wide

@@ -217,7 +217,7 @@ class TestWhatTheModelTells:
                 ImageOptions(mean=(123.7,)),
                 "--mean: 123.7 is above 1; .* divide it by 255",
             ),
-            (target("N", 3, 8, 8), ImageOptions(std=(0.2, 0.2, 0.0)), "--std: 0.0 is not above 0"),
+            (target("N", 3, 8, 8), ImageOptions(std=(0.2, 0.2, 0.0)), "--std: 0.0 is not above 1e-09"),
             (target("N", 3, 8, 8), ImageOptions(std=(float("nan"),)), "--std: .* not all numbers"),
             (target("N", 3, 8, 8), ImageOptions(mean=()), "--mean: has 0 numbers"),
             (

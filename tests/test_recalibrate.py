@@ -143,6 +143,7 @@ class TestExact:
         source = saved(branched())
         bnfold.recalibrate(source, source.with_name("out.onnx"), data=batches(images(), 16))
         before, after = (onnx.load(source.with_name(name)) for name in ("in.onnx", "out.onnx"))
+        assert [t.name for t in before.graph.initializer] == [t.name for t in after.graph.initializer]
         changed = [
             t.name
             for t in after.graph.initializer
@@ -731,6 +732,56 @@ class TestRefusals:
 
         with pytest.raises(InputError, match="must be the same each time"):
             bnfold.recalibrate(saved(branched()), data=augmented)
+
+    @pytest.mark.parametrize(
+        ("inside", "message"),
+        [
+            ("RandomNormalLike(a)", "'own_out' draws random numbers"),
+            ("Dropout(a, b, c)", "Dropout 'own_out' in an inner"),
+        ],
+    )
+    def test_chance_in_a_function(self, inside: str, message: str, saved: Callable[..., Path]) -> None:
+        """onnxruntime draws the same numbers in each session, so that no second look would tell."""
+        text = f"""<ir_version: 8, opset_import: ["": 17, "own": 1]> test (float[N,2] x) => (float[] y) {{
+            z = own.f(x, half, on)  y = {NORM}(z, s1, b1, m1, v1) }}
+            <domain: "own", opset_import: ["": 17]>
+            f (a, b, c) => (r) {{ own_out = {inside}  r = Add(a, own_out) }}"""
+        constants: dict[str, Any] = {"half": np.array(0.5, np.float32), "on": np.array(True)}
+        with pytest.raises(InputError, match=message):
+            bnfold.recalibrate(
+                saved(model(text, **constants, **norm(1, 2))), data=[{"x": images(shape=(2,))}]
+            )
+
+    def test_training_mode_of_a_constant(self, saved: Callable[..., Path]) -> None:
+        text = f"""(float[N,2] x) => (float[] y) {{
+            k, rm, rv = BatchNormalization<training_mode=1>(c, s1, b1, m1, v1)
+            a = Add(x, k)  y = {NORM}(a, s2, b2, m2, v2) }}"""
+        with pytest.raises(InputError, match="'k' is in training mode, and its input is a constant"):
+            bnfold.recalibrate(
+                saved(model(text, c=(1, 2), **norm(1, 2), **norm(2, 2))), data=[{"x": images(shape=(2,))}]
+            )
+
+    def test_an_input_without_channels(self, saved: Callable[..., Path]) -> None:
+        text = f"(float[N] x) => (float[] y) {{ a = Abs(x)  y = {NORM}(a, s1, b1, m1, v1) }}"
+        with pytest.raises(InputError, match="'a' cannot be measured: float32 of rank 1 has no channels"):
+            bnfold.recalibrate(saved(model(text, **norm(1, 1))), data=[{"x": images(shape=())}])
+
+    def test_bfloat16(self, saved: Callable[..., Path]) -> None:
+        text = f"""(float[N,2] x) => (bfloat16[] y) {{
+            a = Cast<to=16>(x)  y = {NORM}(a, s1, b1, m1, v1) }}"""
+        with pytest.raises(InputError, match="its input 'a' is bfloat16"):
+            bnfold.recalibrate(saved(model(text, **norm(1, 2))), data=[{"x": images(shape=(2,))}])
+
+    def test_files_in_each_others_place(self, saved: Callable[..., Path], tmp_path: Path) -> None:
+        np.savez(tmp_path / "data.npz", x=images())
+        before = (tmp_path / "data.npz").read_bytes()
+        with pytest.raises(InputError, match="holds the calibration data"):
+            bnfold.recalibrate(
+                saved(branched()), tmp_path / "data.npz", data=tmp_path / "data.npz", force=True
+            )
+        assert (tmp_path / "data.npz").read_bytes() == before
+        with pytest.raises(InputError, match="name of the calibration data is empty"):
+            bnfold.recalibrate(saved(branched()), data="")
 
     def test_no_norm(self, saved: Callable[..., Path], tmp_path: Path) -> None:
         source = saved(model("(float[N,2] x) => (float[] y) { y = Relu(x) }"))

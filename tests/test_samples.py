@@ -136,6 +136,20 @@ class TestMicroBatches:
         assert last.indices == (4,)
         assert last.arrays["x"][:, 0].tolist() == [4, 4, 4, 4]
 
+    def test_shifted(self) -> None:
+        """Every sample has another place, and meets others."""
+        (plain, *_), (half, whole, rest) = (
+            list(micro_batches([{"x": rows_of(7)}], X, 4, shifted=shifted)) for shifted in (False, True)
+        )
+        assert plain.indices == (0, 1, 2, 3)
+        assert (half.indices, whole.indices, rest.indices) == ((0, 1), (2, 3, 4, 5), (6,))
+        assert half.rows == rest.rows == len(half.arrays["x"]) == 4
+
+    def test_a_size_for_each_kind(self) -> None:
+        data = [{"x": rows_of(6, width=3)}, {"x": rows_of(6, width=5)}]
+        found = list(micro_batches(data, X, lambda arrays: 6 - arrays["x"].shape[1]))
+        assert [len(b.indices) for b in found] == [3, 3, 1, 1, 1, 1, 1, 1]
+
     def test_rows_of_several_arrays_stay_together(self) -> None:
         data = [{"x": rows_of(n, s), "z": rows_of(n, s)[:, 0]} for s, n in ((0, 3), (3, 4), (7, 1))]
         for batch in micro_batches(data, XZ, 3):

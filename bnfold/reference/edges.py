@@ -23,6 +23,8 @@ def need_floats(value: ArrayLike, name: str) -> Array:
         InputError: It is of another type, or holds nothing.
     """
     array = np.asarray(value)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype not in _FLOATS:
         raise InputError(
             f"{name} is of type {array.dtype}, and the reference takes {', '.join(map(str, _FLOATS))}: "
