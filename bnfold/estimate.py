@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
 from .moments import Moments, nearest
-from .recalibration import LayerReport
+from .recalibration import LayerReport, Method
 
 F64 = NDArray[np.float64]
 
@@ -70,17 +70,41 @@ class Estimator:
     variance: Literal["population", "sample"] = "population"
     prior: int = 0
 
+    @classmethod
+    def of(
+        cls, method: Method, prior: int | None, variance: Literal["population", "sample"] = "population"
+    ) -> Self:
+        """That of a method.
+
+        Raises:
+            InputError: The prior is for blending, and only for that.
+        """
+        if (method is Method.BLEND) != (prior is not None):
+            raise InputError(
+                "the method 'blend' needs prior_samples, which no other method takes: how many samples the "
+                "statistics that are there count as"
+            )
+        if prior is not None and prior < 1:
+            raise InputError(f"prior_samples is {prior}; give 1 or more")
+        return cls(variance, prior or 0)
+
     def estimate(self, layer: Layer, moments: Moments) -> tuple[list[Fraction], list[Fraction]]:
         """Mean and variance per channel, exact.
 
         Raises:
-            InputError: The old statistics shall count, and are not finite.
+            InputError: The old statistics shall count, and are not finite; or one value has no sample
+                variance.
 
         With a prior weight w = prior/(prior + samples), w·old + (1 - w)·new, and w·(1 - w)·(difference of
         means)² for the variance: that of the mixture.
         """
         means = moments.exact_mean
         sample = self.variance == "sample"
+        if sample and moments.count < 2:
+            raise InputError(
+                f"BatchNormalization '{layer.name}': one value per channel has no sample variance; give more "
+                "data, or take that of the population"
+            )
         variances = moments.exact_sample_var if sample else moments.exact_population_var
         if not self.prior:
             return means, variances

@@ -6,15 +6,16 @@ import json
 import os
 import secrets
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from .errors import InputError, OutputError
 from .moments import Moments
+from .ranks import Ranks
 
 _VERSION = 1
 
@@ -50,6 +51,23 @@ class Journal:
                 f"{self._path}: the folder {self._path.parent} does not exist or may not be written to; "
                 "create it, or name another one"
             )
+
+    @classmethod
+    def of_first(
+        cls, path: str | os.PathLike[str] | None, key: Callable[[], str], ranks: Ranks
+    ) -> Self | None:
+        """The journal, in the first of several processes; if it cannot be opened, all hear of it.
+
+        Args:
+            path: The file; None for no journal.
+            key: Tells the key.
+            ranks: The processes.
+        """
+        if path is None:
+            return None
+        opened: list[Self] = []
+        ranks.together(lambda: None if ranks.rank else opened.append(cls(path, key())))
+        return opened[0] if opened else None
 
     def record(self, moments: Mapping[int, Moments], digest: tuple[int, int]) -> None:
         """Add the moments of a level.

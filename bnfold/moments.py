@@ -101,6 +101,7 @@ class Moments:
         self.samples = 0
         self.count = 0
         self._sums = {name: _ExactSums(channels) for name in ("mean", "square", "m2", "spread")}
+        self._known: tuple[list[Fraction], list[Fraction], list[Fraction]] | None = None
 
     def add(self, batch: SampleMoments) -> None:
         """Add samples.
@@ -111,6 +112,7 @@ class Moments:
         if batch.mean.shape[1] != self.channels or not batch.finite.all():
             raise ValueError("samples must be finite and have the same channels")
         n, m = batch.size, batch.mean
+        self._known = None
         self.samples += len(m)
         self.count += n * len(m)
         # m² is kept whole: of the halves of m, 26 bits each, every product is exact.
@@ -131,6 +133,7 @@ class Moments:
         """
         if other.channels != self.channels:
             raise ValueError(f"{self.channels} channels cannot be merged with {other.channels}")
+        self._known = None
         self.samples += other.samples
         self.count += other.count
         for name, sums in self._sums.items():
@@ -143,8 +146,7 @@ class Moments:
         Raises:
             ValueError: No sample was added.
         """
-        self._need_samples()
-        return [a / self.count for a in self._sums["mean"].exact()]
+        return self._parts()[0]
 
     @property
     def exact_population_var(self) -> list[Fraction]:
@@ -153,7 +155,7 @@ class Moments:
         Raises:
             ValueError: No sample was added.
         """
-        within, between = self._parts()
+        _, within, between = self._parts()
         return [w + b for w, b in zip(within, between, strict=True)]
 
     @property
@@ -189,7 +191,7 @@ class Moments:
         The values within a sample depend on each other, so it is the samples that count: the standard
         deviation of their means over √(samples - 1).
         """
-        _, between = self._parts()
+        between = self._parts()[2]
         return np.sqrt(nearest(between) / max(self.samples - 1, 0)) if self.samples > 1 else self._unknown
 
     @property
@@ -199,7 +201,7 @@ class Moments:
         The part within samples is a mean over samples, and has the standard error of one. The part between
         them is the variance of their means, b, taken as normal: b·√(2/(samples - 1)).
         """
-        within, between = self._parts()
+        _, within, between = self._parts()
         if self.samples < 2:
             return self._unknown
         squares = self._sums["spread"].exact()
@@ -237,18 +239,18 @@ class Moments:
 
     __hash__ = None  # type: ignore[assignment]  # it changes
 
-    def _parts(self) -> tuple[list[Fraction], list[Fraction]]:
-        """The variance within samples and between their means, per channel."""
-        self._need_samples()
-        n = self.count
-        within = [m2 / n for m2 in self._sums["m2"].exact()]
-        pairs = zip(self._sums["square"].exact(), self.exact_mean, strict=True)
-        # Below 2**-537, where squares underflow, the difference may come out negative.
-        return within, [max(b / n - mean * mean, Fraction(0)) for b, mean in pairs]
-
-    def _need_samples(self) -> None:
+    def _parts(self) -> tuple[list[Fraction], list[Fraction], list[Fraction]]:
+        """The mean, and the variance within samples and between their means, per channel."""
         if not self.count:
             raise ValueError("no sample was added")
+        if self._known is None:
+            sums = {name: sums.exact() for name, sums in self._sums.items() if name != "spread"}
+            n = self.count
+            mean = [a / n for a in sums["mean"]]
+            # Below 2**-537, where squares underflow, the difference may come out negative.
+            between = [max(b / n - m * m, Fraction(0)) for b, m in zip(sums["square"], mean, strict=True)]
+            self._known = mean, [m2 / n for m2 in sums["m2"]], between
+        return self._known
 
     @property
     def _unknown(self) -> F64:

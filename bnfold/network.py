@@ -24,10 +24,11 @@ from .estimate import Layer, Statistics
 from .feeds import Array, room
 from .moments import Moments, SampleMoments
 from .multiset import Multiset
+from .ranks import Ranks
 from .samples import MicroBatch, Rows, Selection, micro_batches
 from .session import Observation, Session, Unrunnable
 from .stages import Stages
-from .sweep import Measured, Ranks
+from .sweep import Measured
 
 _LARGEST = 32  # samples in a micro-batch
 _ELEMENTS = 2**22  # in the inputs of a micro-batch of more than one

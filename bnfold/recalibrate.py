@@ -28,12 +28,13 @@ from .journal import Journal
 from .model import is_trainable, load, stage, to_bytes
 from .network import Cache, OnnxNetwork
 from .places import STREAM, beside, copy, need_free, scratch, streamed, title, write_out
+from .ranks import Alone, Ranks
 from .recalibration import Method, RecalibrateReport
 from .running import RunningStatistics
 from .samples import Rows, Selection
 from .session import Session
 from .stages import Stages
-from .sweep import Alone, Gate, Ranks, Sweep
+from .sweep import Gate, Sweep
 
 
 def recalibrate(
@@ -99,7 +100,7 @@ def recalibrate(
     """
     origin = os.fspath(source)
     goal = beside(origin, ".recalibrated.onnx") if target is None else os.fspath(target)
-    estimator = _estimator(Method(method), prior_samples)
+    estimator = Estimator.of(Method(method), prior_samples)
     if not dry_run:
         need_free(goal, force=force)
     _need_apart(origin, goal, data, resume)
@@ -134,9 +135,7 @@ def recalibrate(
         network.prepare(ranks)
         gate = Gate(min_samples, max_standard_error)
         while True:
-            journal = None
-            if resume is not None and ranks.rank == 0:
-                journal = Journal(resume, network.key(method, prior_samples))
+            journal = Journal.of_first(resume, lambda: network.key(method, prior_samples), ranks)
             outcome = Sweep(network, Method(method), estimator, gate, ranks, journal).run()
             if outcome.steady or not network.go_alone(outcome.gap):
                 break
@@ -200,17 +199,6 @@ def _naming(origin: str) -> Iterator[None]:
             raise
         error.args = (f"{title(origin)}: {error}",)
         raise
-
-
-def _estimator(method: Method, prior_samples: int | None) -> Estimator:
-    if (method is Method.BLEND) != (prior_samples is not None):
-        raise InputError(
-            "the method 'blend' needs prior_samples, which no other method takes: how many samples the "
-            "statistics that are there count as"
-        )
-    if prior_samples is not None and prior_samples < 1:
-        raise InputError(f"prior_samples is {prior_samples}; give 1 or more")
-    return Estimator(prior=prior_samples or 0)
 
 
 def _need_apart(origin: str, goal: str, data: Any, resume: str | os.PathLike[str] | None) -> None:

@@ -479,7 +479,8 @@ class _Runtime:
         kept = {name: values[name] for name in request["keep"]}
         if kept:
             self._shelf.put(request["key"], kept)
-        sizes, arrays = {}, {}
+        sizes: dict[str, int] = {}
+        arrays: dict[str, Array] = {}
         for name in request["measure"]:
             try:
                 moments = SampleMoments.of(values[name], request["samples"])

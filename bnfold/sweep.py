@@ -6,9 +6,9 @@ business of `Ranks`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
@@ -16,9 +16,8 @@ from .errors import InputError
 from .estimate import Estimator, Layer, Statistics, layer_report
 from .journal import Journal
 from .moments import Moments
+from .ranks import Alone, Ranks
 from .recalibration import LayerReport, Method
-
-T = TypeVar("T")
 
 
 class Network(Protocol):
@@ -66,35 +65,6 @@ class Measured:
     moments: Mapping[int, Moments]
     digest: int
     samples: int
-
-
-class Ranks(Protocol):
-    """The processes that take part."""
-
-    @property
-    def rank(self) -> int:
-        """The number of this one."""
-
-    @property
-    def size(self) -> int:
-        """How many there are."""
-
-    def together(self, work: Callable[[], T]) -> list[T]:
-        """Do the same everywhere, and return what each has made, by rank, to all.
-
-        Raises:
-            BnfoldError: What one of them raised, raised in all.
-        """
-
-
-class Alone:
-    """The only process."""
-
-    rank = 0
-    size = 1
-
-    def together(self, work: Callable[[], T]) -> list[T]:
-        return [work()]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ LAYERS = """
 errors later kinds formulas moments multiset recalibration verification shapes wire enclosures declared
 evaluate.outcome
 nudge report double_double origin wellformed session feeds measure structure evaluate.block evaluate.file
-estimate journal places stages
+estimate places ranks stages
+journal
 affine nodes write given samples sweep evaluate.node
 reference.edges
 reference.statistics

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from bnfold import InputError  # noqa: E402  # torch comes first
 from bnfold.pytorch.ranks import joined  # noqa: E402
-from bnfold.sweep import Alone  # noqa: E402
+from bnfold.ranks import Alone  # noqa: E402
 
 SCRIPT = """
 import hashlib, os, sys

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from ..errors import BnfoldError, InputError
-from ..sweep import Alone, Ranks
+from ..ranks import Alone, Ranks
 
 T = TypeVar("T")
 

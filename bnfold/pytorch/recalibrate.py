@@ -21,8 +21,9 @@ from ..errors import InputError, NotCalibrated
 from ..estimate import Estimator, Statistics
 from ..feeds import room
 from ..journal import Journal
+from ..ranks import Alone, Ranks
 from ..recalibration import Method, RecalibrateReport
-from ..sweep import Alone, Gate, Outcome, Ranks, Sweep
+from ..sweep import Gate, Outcome, Sweep
 from . import probe
 from .arguments import call as call_with
 from .arguments import chooser, device_of
@@ -106,7 +107,7 @@ def recalibrate_module(
     ):
         if given not in known:
             raise InputError(f"{what} is {given!r}; known are {', '.join(known)}")
-    estimator = _estimator(Method(method), variance, prior_samples)
+    estimator = Estimator.of(Method(method), prior_samples, variance)
     if micro_batch < 1:
         raise InputError(f"micro_batch is {micro_batch}; give 1 or more")
     need_batches(data)
@@ -241,7 +242,7 @@ class _Job:
         levels, room = self._plan(observed, batches, way)
         cache: Literal["ram", "none"] = "ram" if way is _Way.STANDING else "none"
         network = ModuleNetwork(observed, batches, levels, cache, room, self.progress)
-        journal = self._journal(batches)
+        journal = Journal.of_first(self.resume, lambda: self._key(batches), self.ranks)
         try:
             outcome = Sweep(network, self.method, self.estimator, self.gate, self.ranks, journal).run()
         except Unkept:
@@ -320,18 +321,6 @@ class _Job:
             return probe.levels(observed, batch.repeated(1), order), 0
         return [[i] for i in order], probe.held(observed, batch) if self.cache == "auto" else 0
 
-    def _journal(self, batches: Batches) -> Journal | None:
-        if self.resume is None:
-            return None
-        opened: list[Journal] = []
-
-        def work() -> None:  # the first process has it; if that fails, all hear of it
-            if self.ranks.rank == 0:
-                opened.append(Journal(self.resume or "", self._key(batches)))
-
-        self.ranks.together(work)
-        return opened[0] if opened else None
-
     def _key(self, batches: Batches) -> str:
         """What moments depend on besides the data."""
         made_by = (torch.__version__, self.method, self.estimator, batches.rows, sorted(self.leave))
@@ -356,19 +345,6 @@ def _bare(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
-
-
-def _estimator(
-    method: Method, variance: Literal["population", "sample"], prior_samples: int | None
-) -> Estimator:
-    if (method is Method.BLEND) != (prior_samples is not None):
-        raise InputError(
-            "the method 'blend' needs prior_samples, which no other method takes: how many samples the "
-            "statistics that are there count as"
-        )
-    if prior_samples is not None and prior_samples < 1:
-        raise InputError(f"prior_samples is {prior_samples}; give 1 or more")
-    return Estimator(variance, prior_samples or 0)
 
 
 def _as_it_is(batch: Any) -> Any:

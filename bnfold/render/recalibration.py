@@ -11,6 +11,7 @@ from .page import Ink, Page, called, many, printable, table
 _SCREENFUL = 12  # layers in a table, the most changed first
 _UNCERTAIN = 0.1  # a standard error that may cost accuracy
 
+_HEAD = ("layer", "level", "channels", "mean moved", "variance moved", "output moved", "uncertainty")
 _HOW = {
     Method.EXACT: "exactly, level by level",
     Method.ONEPASS: "in one pass, with the statistics of batches",
@@ -72,9 +73,7 @@ def _moved(report: RecalibrateReport, page: Page) -> Iterator[str]:
     """The layers whose output changed most."""
     by_change = sorted(report.layers, key=lambda layer: layer.output_drift, reverse=True)
     shown = by_change if page.verbose else by_change[:_SCREENFUL]
-    rows = [("layer", "level", "channels", "mean moved", "variance moved", "output moved", "uncertainty")]
-    rows += [_row(layer) for layer in shown]
-    yield from table(rows, "<>>>>>>", page, spare=(2, 1, 6))
+    yield from table([_HEAD, *map(_row, shown)], "<>>>>>>", page, spare=(2, 1, 6))
     if len(shown) < len(by_change):
         yield from page.prose(f"  ... and {len(by_change) - len(shown)} that changed less; -v lists all.")
 
