@@ -140,8 +140,8 @@ def micro_batches(
         size: Rows of a micro-batch, or what says so from the arrays of a kind; `rows.size` if that is not
             None.
         selection: Which samples take part.
-        shifted: Whether the first micro-batch of each kind has half as many samples, so that all have other
-            places and other neighbours than otherwise.
+        shifted: Whether the first micro-batch of each kind has half as many samples (or half of them, if
+            there are no more), so that all have other places and other neighbours than otherwise.
 
     Raises:
         InputError: Arrays of a batch differ in their number of rows, or there are fewer samples now than
@@ -166,8 +166,11 @@ def micro_batches(
                 yield waiting.pop(kind).filled()
             while len(waiting) > 1 and sum(other.nbytes for other in waiting.values()) > _WAITING:
                 yield waiting.pop(next(iter(waiting))).filled()
-    for some in waiting.values():
-        yield some.filled()
+    for kind, some in waiting.items():
+        half = len(some.indices) // 2 if shifted and kind not in known else 0
+        if half:
+            yield some.filled(slice(half))
+        yield some.filled(slice(half, None))
 
 
 @dataclass(eq=False)
@@ -189,15 +192,16 @@ class _Waiting:
         self.pieces.append(rows)
         self.nbytes += sum(array.nbytes for array in rows.values())
 
-    def filled(self) -> MicroBatch:
-        missing = self.rows - len(self.indices)
+    def filled(self, part: slice = slice(None)) -> MicroBatch:
+        """A micro-batch of all samples that wait, or of some."""
+        indices = tuple(self.indices[part])
         arrays = {}
         for name in self.pieces[0]:
-            parts = [piece[name] for piece in self.pieces]
-            if missing:
-                parts.append(np.repeat(parts[-1][-1:], missing, axis=0))
-            arrays[name] = np.ascontiguousarray(np.concatenate(parts) if len(parts) > 1 else parts[0])
-        return MicroBatch(tuple(self.indices), {**arrays, **self.shared}, self.rows)
+            pieces = [piece[name] for piece in self.pieces]
+            rows = (np.concatenate(pieces) if len(pieces) > 1 else pieces[0])[part]
+            copies = np.repeat(rows[-1:], self.rows - len(rows), axis=0)
+            arrays[name] = np.ascontiguousarray(np.concatenate([rows, copies]) if len(copies) else rows)
+        return MicroBatch(indices, {**arrays, **self.shared}, self.rows)
 
 
 def _kind(arrays: Mapping[str, Array], rows: Rows) -> Hashable:

@@ -145,6 +145,15 @@ class TestMicroBatches:
         assert (half.indices, whole.indices, rest.indices) == ((0, 1), (2, 3, 4, 5), (6,))
         assert half.rows == rest.rows == len(half.arrays["x"]) == 4
 
+    @pytest.mark.parametrize("count", [1, 2, 3])
+    def test_few_that_are_shifted(self, count: int) -> None:
+        """They would be neighbours again if they stayed together."""
+        found = list(micro_batches([{"x": rows_of(count)}], X, 8, shifted=True))
+        assert [b.indices for b in found] == {1: [(0,)], 2: [(0,), (1,)], 3: [(0,), (1, 2)]}[count]
+        assert all(len(b.arrays["x"]) == 8 for b in found)
+        for b in found:
+            np.testing.assert_array_equal(b.arrays["x"][: len(b.indices)], rows_of(count)[list(b.indices)])
+
     def test_a_size_for_each_kind(self) -> None:
         data = [{"x": rows_of(6, width=3)}, {"x": rows_of(6, width=5)}]
         found = list(micro_batches(data, X, lambda arrays: 6 - arrays["x"].shape[1]))
