@@ -132,6 +132,9 @@ def recalibrate(
             progress=progress,
             notes=[*_noted(running, stages)],
         )
+        keys = ranks.together(lambda: network.key(method, prior_samples) if ranks.size > 1 else "")
+        if len(set(keys)) > 1:
+            raise InputError("the processes have other models, options or versions of onnxruntime each")
         network.prepare(ranks)
         gate = Gate(min_samples, max_standard_error)
         while True:
