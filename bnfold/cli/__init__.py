@@ -28,6 +28,7 @@ from .options import (
     Size,
     data_options,
     fold_options,
+    output_option,
     source_argument,
     torch_options,
     writing_options,
@@ -62,14 +63,7 @@ def main(ctx: click.Context) -> None:
 
 @main.command()
 @source_argument
-@click.option(
-    "-o",
-    "--output",
-    "target",
-    metavar="FILE",
-    type=click.Path(allow_dash=True),
-    help="Where the result goes.  [default: beside MODEL, as NAME.folded.onnx]",
-)
+@output_option(".folded.onnx")
 @click.option(
     "--verify",
     type=click.Choice(["full", "fast", "none"]),
@@ -140,14 +134,7 @@ def optimize(source: str | None, target: str | None, data: str | None, **how: An
     required=True,
     help="To measure on: .npz, .npy, a folder of them or of images, ONNX test data, or package.module:name.",
 )
-@click.option(
-    "-o",
-    "--output",
-    "target",
-    metavar="FILE",
-    type=click.Path(allow_dash=True),
-    help="Where the result goes.  [default: beside MODEL, as NAME.recalibrated.onnx]",
-)
+@output_option(".recalibrated.onnx")
 @data_options
 @click.option(
     "--sample",
@@ -253,14 +240,7 @@ def inspect(source: str | None, as_json: bool, verbose: int, **how: Any) -> None
 
 @main.command()
 @source_argument
-@click.option(
-    "-o",
-    "--output",
-    "target",
-    metavar="FILE",
-    type=click.Path(allow_dash=True),
-    help="Where the result goes.  [default: beside MODEL, as NAME.onnx]",
-)
+@output_option(".onnx")
 @click.option("--no-fold", "fold", flag_value=False, default=True, help="Export only.")
 @click.option(
     "--verify",

@@ -108,6 +108,18 @@ def source_argument(command: Command) -> Command:
     )
 
 
+def output_option(suffix: str) -> Callable[[Command], Command]:
+    """Where the result goes; by default, beside the model with another suffix."""
+    return click.option(
+        "-o",
+        "--output",
+        "target",
+        metavar="FILE",
+        type=click.Path(allow_dash=True),
+        help=f"Where the result goes.  [default: beside MODEL, as NAME{suffix}]",
+    )
+
+
 # How PyTorch models are opened: parameter of `bnfold.load_torch`, or of what follows it, and option.
 LOADING = {
     "factory": "--model",
