@@ -95,6 +95,7 @@ class TestReport:
             (["--limit", 50, "--shuffle-seed", 3], {"limit": 50, "shuffle_seed": 3}),
             (["--method", "onepass"], {"method": "onepass"}),
             (["--method", "blend", "--prior-samples", 9], {"method": "blend", "prior_samples": 9}),
+            (["--sample", "row"], {"sample": "row"}),
             (["--cache", "none"], {"cache": "none"}),
             (["--cache", "disk"], {"cache": "disk"}),
             (["--min-samples", 2, "--max-standard-error", 0.5, "--shared", "split"], {"shared": "split"}),

@@ -115,7 +115,7 @@ def optimize(source: str | None, target: str | None, data: str | None, **how: An
                 images=_images(images),
                 inline_functions=how["inline_functions"],
                 progress=counting,
-                **reading,
+                **_given(reading),
             )
         report = work(source, target, progress=progress, **how)
 
@@ -136,14 +136,6 @@ def optimize(source: str | None, target: str | None, data: str | None, **how: An
 )
 @output_option(".recalibrated.onnx")
 @data_options
-@click.option(
-    "--sample",
-    type=click.Choice(["auto", "row", "feed"]),
-    default="auto",
-    show_default=True,
-    help="What one is: a row (an index of axis 0), or all of a file or batch; auto takes rows, if they "
-    "have no influence on each other.",
-)
 @click.option(
     "--method",
     type=click.Choice([method.value for method in bnfold.Method]),
@@ -191,13 +183,14 @@ def recalibrate(source: str, target: str | None, **how: Any) -> None:
             f"{source} is a PyTorch model: export it first (bnfold export --no-fold), or use "
             "bnfold.recalibrate_module"
         )
-    images, reporting = _taken(how, IMAGES), _taken(how, ("quiet", "as_json", "verbose"))
+    images, reading = _taken(how, IMAGES), _given(_taken(how, READING))
+    reporting = _taken(how, ("quiet", "as_json", "verbose"))
     to_stdout = _goes_to_stdout(how["dry_run"], *((source, target) if target is None else (target,)))
     with interrupts_later():
         postpone("sympy")
         work = bnfold.recalibrate
     with count_bar("Recalibrating") as progress:
-        report = work(source, target, images=_images(images), progress=progress, **how)
+        report = work(source, target, images=_images(images), progress=progress, **reading, **how)
 
     def text() -> str:
         from ..render.recalibration import recalibrated
@@ -432,9 +425,14 @@ def _export(source: str | None, loading: Mapping[str, Any], target: str, **how: 
 # Data
 
 
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that were."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _images(options: Mapping[str, Any]) -> bnfold.ImageOptions | None:
     """What was said about images; None if nothing was."""
-    return bnfold.ImageOptions(**options) if any(v is not None for v in options.values()) else None
+    return bnfold.ImageOptions(**options) if _given(options) else None
 
 
 # Streams

@@ -198,7 +198,7 @@ def fold_options(command: Command) -> Command:
 
 
 # How calibration data are read: parameter of `bnfold.recalibrate`, or of `ImageOptions`, and option.
-READING = {"limit": "--limit", "shuffle_seed": "--shuffle-seed"}
+READING = {"sample": "--sample", "limit": "--limit", "shuffle_seed": "--shuffle-seed"}
 IMAGES = {"size": "--image-size", "mean": "--mean", "std": "--std", "layout": "--layout"}
 
 
@@ -220,6 +220,12 @@ def data_options(command: Command) -> Command:
         ),
         click.option(
             "--shuffle-seed", type=click.IntRange(min=0), help="Draw the --limit samples at random."
+        ),
+        click.option(
+            "--sample",
+            type=click.Choice(["auto", "row", "feed"]),
+            help="What counts as one: a row (an index of axis 0), or all of a file or batch (feed).  "
+            "[default: a row, if rows have no influence on each other]",
         ),
         click.option("--limit", type=click.IntRange(min=1), help="Use the first so many samples."),
     ):
