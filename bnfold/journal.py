@@ -120,11 +120,11 @@ class Journal:
             raise InputError(f"{self._path}: cannot be read: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
-                f"{self._path}: is no journal of an interrupted recalibration ({error}); name another file "
-                "for --resume"
+                f"{self._path}: is no journal of an interrupted recalibration, or a damaged one; name "
+                "another file for --resume"
             ) from error
         if key != self._key:
             raise InputError(
-                f"{self._path}: is the journal of another run: the model, the method or onnxruntime was "
+                f"{self._path}: is the journal of another run: the model, the method or the runtime was "
                 "another; name another file for --resume, or remove this one to begin anew"
             )
