@@ -12,8 +12,8 @@ $(PYTHON) -m venv $(1)
 $(1)/bin/python -m pip install --quiet --constraint constraints.txt pip
 endef
 
-.PHONY: run test lint docs mutants sensitivity verification-time benchmark torch-patterns architectures
-.PHONY: fixtures clean
+.PHONY: run test lint docs mutants sensitivity verification-time benchmark recalibration torch-patterns
+.PHONY: architectures fixtures clean
 
 run: .venv/run.stamp
 	mkdir -p build
@@ -41,6 +41,9 @@ verification-time: .venv/run.stamp
 
 benchmark: .venv-benchmark/stamp
 	.venv-benchmark/bin/python benchmarks/run.py
+
+recalibration: .venv-benchmark/stamp
+	.venv-benchmark/bin/python benchmarks/recalibration.py
 
 torch-patterns: .venv/test.stamp
 	.venv/bin/python benchmarks/torch_patterns.py
