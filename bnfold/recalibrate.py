@@ -224,7 +224,7 @@ def _opened(data: Any, inputs: Sequence[Input], rows: Rows, images: ImageOptions
 
 def _joined() -> AbstractContextManager[Ranks]:
     """The processes that torchrun started, or this one alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         from .pytorch.ranks import joined
 
         found: AbstractContextManager[Ranks] = joined()
