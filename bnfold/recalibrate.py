@@ -132,9 +132,9 @@ def recalibrate(
             progress=progress,
             notes=[*_noted(running, stages)],
         )
-        keys = ranks.together(lambda: network.key(method, prior_samples) if ranks.size > 1 else "")
-        if len(set(keys)) > 1:
-            raise InputError("the processes have other models, options or versions of onnxruntime each")
+        _need_alike(
+            ranks, lambda: (network.key(method, prior_samples), network.data.count, limit, shuffle_seed)
+        )
         network.prepare(ranks)
         gate = Gate(min_samples, max_standard_error)
         while True:
@@ -202,6 +202,15 @@ def _naming(origin: str) -> Iterator[None]:
             raise
         error.args = (f"{title(origin)}: {error}",)
         raise
+
+
+def _need_alike(ranks: Ranks, told: Callable[[], object]) -> None:
+    """Refuse processes that do not work on the same."""
+    if ranks.size > 1 and len(set(ranks.together(told))) > 1:
+        raise InputError(
+            "the processes do not have the same model, options, number of samples and onnxruntime; start all "
+            "with the same command, on the same files"
+        )
 
 
 def _need_apart(origin: str, goal: str, data: Any, resume: str | os.PathLike[str] | None) -> None:

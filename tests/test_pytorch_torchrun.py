@@ -103,3 +103,16 @@ def test_a_process_that_dies_ends_all(tmp_path: Path) -> None:
     assert not (tmp_path / "out.onnx").exists()
     told = errors(done)
     assert not told or "another of the 2 processes has ended" in told[0]
+
+
+def test_processes_that_do_not_work_on_the_same(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", images())
+    (tmp_path / "start.py").write_text(
+        "import os, bnfold\n"
+        f"bnfold.recalibrate({str(DIGITS)!r}, 'out.onnx', data='x.npy', limit=5 + int(os.environ['RANK']))\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "start.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launch, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and not (tmp_path / "out.onnx").exists()
+    assert "the processes do not have the same model, options" in done.stderr
