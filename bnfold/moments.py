@@ -28,6 +28,7 @@ LARGEST = 2.0**230
 
 _BITS = 32  # of a limb
 _LOWEST = -1074  # exponent of the smallest float64, which is the unit of limb 0
+_MANY = 256  # samples that are added up at once
 _ROWS = 2**20  # numbers that are added up at once
 _PATIENCE = 2**28  # additions of less than 2**34 to a limb
 _CANCELS = 1e-4  # below this share, the difference of two sums has lost digits that are wanted
@@ -255,6 +256,38 @@ class Moments:
     @property
     def _unknown(self) -> F64:
         return np.full(self.channels, math.inf)
+
+
+class Gathering:
+    """Moments to which samples come few at a time. They are added up many at a time: exact sums are slow to
+    begin with."""
+
+    def __init__(self, channels: int) -> None:
+        self._moments = Moments(channels)
+        self._waiting: list[SampleMoments] = []
+        self._count = 0  # of samples that wait
+
+    def add(self, batch: SampleMoments) -> None:
+        """Add samples, as to `Moments`."""
+        if self._waiting and self._waiting[0].size != batch.size:
+            self._add_up()
+        self._waiting.append(batch)
+        self._count += len(batch.mean)
+        if self._count >= _MANY:
+            self._add_up()
+
+    def all(self) -> Moments:
+        """What was gathered."""
+        self._add_up()
+        return self._moments
+
+    def _add_up(self) -> None:
+        if self._waiting:
+            mean, m2 = (
+                np.concatenate(parts) for parts in zip(*((s.mean, s.m2) for s in self._waiting), strict=True)
+            )
+            self._moments.add(SampleMoments(self._waiting[0].size, mean, m2))
+            self._waiting, self._count = [], 0
 
 
 def nearest(numbers: Sequence[Fraction], dtype: DTypeLike = np.float64) -> NDArray[Any]:

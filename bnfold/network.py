@@ -22,7 +22,7 @@ from .data import Data
 from .errors import InputError
 from .estimate import Layer, Statistics
 from .feeds import Array, room
-from .moments import Moments, SampleMoments
+from .moments import Gathering, SampleMoments
 from .multiset import Multiset
 from .ranks import Ranks
 from .samples import MicroBatch, Rows, Selection, micro_batches
@@ -172,7 +172,7 @@ class OnnxNetwork:
         if is_level and self.cache is not Cache.NONE:
             keep = sorted(self.stages.frontier(level))
         self._open(self._kept if begun else None, [self._data(i) for i in chosen] + keep, batch_statistics)
-        moments = {i: Moments(self.layers[i].channels) for i in chosen}
+        moments = {i: Gathering(self.layers[i].channels) for i in chosen}
         seen, batches = Multiset(), []
         read = self._batches if begun else self._read(padded=not batch_statistics, rearranged=rearranged)
         for key, batch in enumerate(read):
@@ -188,7 +188,7 @@ class OnnxNetwork:
         if keep:
             self._passed, self._batches = level, batches
         self._seen = self._seen if begun else seen
-        return Measured(moments, self._seen.value, self._seen.samples)
+        return Measured({i: m.all() for i, m in moments.items()}, self._seen.value, self._seen.samples)
 
     def settle(self, layer: int, new: Statistics) -> None:
         """See `sweep.Network`."""
@@ -267,7 +267,7 @@ class OnnxNetwork:
                 f"onnxruntime cannot run the model on samples {first} to {last}: {error}"
             ) from error
 
-    def _add(self, moments: Moments, i: int, found: SampleMoments, indices: Sequence[int]) -> None:
+    def _add(self, moments: Gathering, i: int, found: SampleMoments, indices: Sequence[int]) -> None:
         """Add what is finite, without the copies.
 
         Raises:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bnfold import moments
-from bnfold.moments import LARGEST, Moments, SampleMoments, nearest
+from bnfold.moments import LARGEST, Gathering, Moments, SampleMoments, nearest
 
 Array = NDArray[Any]
 
@@ -155,6 +155,13 @@ class TestBits:
         monkeypatch.setattr(moments, "_BLOCK", 60)
         parts = SampleMoments.of(values)
         assert (whole.mean.tobytes(), whole.m2.tobytes()) == (parts.mean.tobytes(), parts.m2.tobytes())
+
+    def test_gathered(self) -> None:
+        parts = [samples_of(i, (40, 2, (3,) if i % 5 else (4,)), 1.0, 2.0) for i in range(20)]
+        found = Gathering(2)
+        for part in parts:
+            found.add(SampleMoments.of(part))
+        assert found.all() == of(*parts)
 
     def test_carries_change_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         values = samples_of(7, (30, 2, (4,)), 1e6, 3.0)
