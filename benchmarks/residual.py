@@ -51,16 +51,19 @@ class Residual(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
-def network() -> nn.Sequential:
-    """Maps images (N, 1, 32, 32) to logits (N, 10); weights are random."""
+def network(width: int = 1) -> nn.Sequential:
+    """Maps images (N, 1, 32, 32) to logits (N, 10); weights are random. `width` multiplies the channels."""
+    channels = 16 * width
     parts: OrderedDict[str, nn.Module] = OrderedDict(
-        stem=nn.Conv2d(1, 16, 3, padding=1, bias=False), stem_norm=nn.BatchNorm2d(16), stem_relu=nn.ReLU()
+        stem=nn.Conv2d(1, channels, 3, padding=1, bias=False),
+        stem_norm=nn.BatchNorm2d(channels),
+        stem_relu=nn.ReLU(),
     )
-    channels = 16
-    for number, width in enumerate((16, 16, 16, 32, 32, 32, 64, 64, 64), 1):
-        parts[f"block{number}"] = Residual(channels, width)
-        channels = width
-    parts |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "classifier": nn.Linear(64, 10)}
+    for number, factor in enumerate((1, 1, 1, 2, 2, 2, 4, 4, 4), 1):
+        out_channels = 16 * width * factor
+        parts[f"block{number}"] = Residual(channels, out_channels)
+        channels = out_channels
+    parts |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "classifier": nn.Linear(channels, 10)}
     return nn.Sequential(parts)
 
 
@@ -128,11 +131,11 @@ def trained() -> nn.Sequential:
     return model
 
 
-def exported(model: nn.Module) -> Path:
-    """The trained network as an ONNX file that has all of its BatchNormalizations; N is free."""
+def exported(model: nn.Module, name: str = "residual") -> Path:
+    """A network as an ONNX file that has all of its BatchNormalizations; N is free."""
     import bnfold
 
-    path = CACHE / "residual.onnx"
+    path = CACHE / f"{name}.onnx"
     if not path.exists():
         bnfold.export(model, path, inputs=[f"{INPUT}:float32[N,1,{SIZE},{SIZE}]"], fold=False)
     return path
