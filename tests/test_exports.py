@@ -45,9 +45,12 @@ recalibrate verify
 optimize
 pytorch
 pytorch.archive pytorch.factory pytorch.failure pytorch.grammar pytorch.inputs pytorch.outputs pytorch.quiet
-pytorch.batches pytorch.forks pytorch.guards pytorch.norms pytorch.pin pytorch.reach
+pytorch.forks pytorch.guards pytorch.leaves pytorch.norms pytorch.pin pytorch.reach pytorch.trees
+pytorch.batches
 pytorch.settle pytorch.signature pytorch.training
-pytorch.arguments pytorch.duplicate pytorch.observed pytorch.tidy
+pytorch.arguments pytorch.duplicate pytorch.normalizing pytorch.tidy
+pytorch.apart
+pytorch.observed
 pytorch.network pytorch.probe
 pytorch.recalibrate
 pytorch.trace

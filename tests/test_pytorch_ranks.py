@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,9 +35,9 @@ case, *more = sys.argv[1:]
 class Data(list):
     def __iter__(self):
         self.reads = getattr(self, "reads", 0) + 1
-        if case == "raises" and rank == 1 and self.reads == 3:
+        if case == "raises" and rank == 1 and self.reads == 4:
             raise ValueError("disk on fire")
-        if case == "dies" and rank == 1 and self.reads == 3:
+        if case == "dies" and rank == 1 and self.reads == 4:  # while all measure
             os._exit(3)
         return super().__iter__()
 
@@ -50,9 +52,15 @@ try:
         rank = ranks.rank
         if case == "nan" and rank == 1:
             x[40] = torch.nan
+        if case == "weights" and rank == 1:
+            net[0].weight.data[0] += 1e-6
         share = {1: [x], 2: [x[:13], x[13:]], 3: [x[:3], x[3:3], x[3:]]}[ranks.size][rank]
         report = recalibrate_module(
-            net, Data(share.split(5)), ranks=ranks, micro_batch=8, cache=more[0] if more else "auto"
+            net,
+            iter([share]) if case == "iterator" and rank == 1 else Data(share.split(5)),
+            ranks=ranks,
+            micro_batch=9 if (case, rank) == ("options", 1) else 8,
+            cache=more[0] if more else "auto",
         ).report
         print(f"{bits()} {report.samples} {report.processes}\\n", end="", flush=True)
 except BnfoldError as error:
@@ -93,6 +101,25 @@ def test_one_refuses(tmp_path: Path) -> None:
                     "repair or remove it True"] * 2  # fmt: skip
 
 
+@pytest.mark.parametrize("case", ["weights", "options"])
+def test_one_is_unlike(case: str, tmp_path: Path) -> None:
+    """As if only one had loaded the weights."""
+    code, told = run(2, case, folder=tmp_path)
+    assert code
+    message = (
+        "InputError: Sequential: rank 1 has another module than rank 0, or other options; load the same "
+        "weights and buffers in all processes, and give the same options True"
+    )
+    assert told == [message] * 2
+
+
+def test_one_refuses_before_all(tmp_path: Path) -> None:
+    """None waits for it."""
+    code, told = run(2, "iterator", folder=tmp_path)
+    assert code and len(told) == 2
+    assert all("rank 1: the calibration data (list_iterator) can be read only once" in line for line in told)
+
+
 def test_one_raises(tmp_path: Path) -> None:
     code, told = run(2, "raises", folder=tmp_path)
     assert code and told == ["InputError: rank 1: ValueError: disk on fire True"]
@@ -123,6 +150,36 @@ class TestJoined:
             joined(),
         ):
             pass
+
+    @pytest.mark.parametrize(
+        ("variables", "match"),
+        [
+            ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is 'abc', no number"),
+            ({"WORLD_SIZE": "2", "RANK": "5"}, "RANK is 5, but WORLD_SIZE is 2"),
+        ],
+    )
+    def test_numbers_that_are_none(
+        self, variables: dict[str, str], match: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=match), joined():
+            pass
+
+    def test_a_partner_that_does_not_come(self) -> None:
+        """Who waits for it can be interrupted."""
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            port = str(taken.getsockname()[1])
+        variables = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        code = "from bnfold.pytorch.ranks import joined\nprint('waits', flush=True)\nwith joined(): pass"
+        with subprocess.Popen(
+            [sys.executable, "-c", code], env={**os.environ, **variables}, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None and process.stdout.readline() == "waits\n"
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=20) == -signal.SIGINT
 
     def test_a_group_that_is_there(self, tmp_path: Path) -> None:
         torch.distributed.init_process_group(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from bnfold import InputError, NotCalibrated
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402  # torch comes first
+from torch.nn.utils.rnn import PackedSequence, pack_sequence  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 from bnfold.pytorch import recalibrate  # noqa: E402
@@ -119,7 +121,7 @@ def inputs(
         for batch in data:
             (run or (lambda model, x: model(x)))(net, batch)
     return {
-        name: np.concatenate([x.movedim(1, -1).reshape(-1, x.shape[1]).numpy() for x in found])
+        name: np.concatenate([x.detach().movedim(1, -1).reshape(-1, x.shape[1]).numpy() for x in found])
         for name, found in seen.items()
         if found
     }
@@ -461,6 +463,23 @@ class TestBatches:
         recalibrate_module(net, data, call=lambda model, batch: model(batch["deep"][0][0] * batch["scale"]))
         need_exact(net, [self.X * 2])
 
+    def test_what_the_model_does_not_get(self) -> None:
+        """May be NaN, if a call leaves it out."""
+        net = small()
+        data = [(x, torch.full((len(x),), torch.nan)) for x in self.X.split(7)]
+        recalibrate_module(net, data, call=lambda model, batch: model(batch[0]))
+        need_exact(net, [self.X])
+
+    @pytest.mark.parametrize("cache", ["auto", "none"])
+    def test_sparse_tensors(self, cache: Any) -> None:
+        net = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
+        data = [torch.eye(6)[:4], torch.eye(6)[2:]]
+        report = recalibrate_module(
+            net, [x.to_sparse() for x in data], call=lambda model, x: model(x.to_dense()), cache=cache
+        ).report
+        assert report.notes == (AS_THEY_ARE,)
+        need_exact(net, data)
+
     def test_what_cannot_be_taken_apart(self) -> None:
         """A list of images of different sizes, one run each."""
         data = [[images(1, size)[0] for size in (6, 7, 8)], [images(1, size)[0] for size in (8, 9)]]
@@ -494,10 +513,10 @@ class TestBatches:
             ({"x": images(4)}, "a single dict"),
             (iter([images(4)]), "only once"),
             (7, "cannot be iterated"),
-            ([images(4)[:, :2]], r"Sequential: cannot run on sample.*expected input.* to have 3 channels"),
-            ([images(4).double()], r"cannot run on sample"),
+            ([images(4)[:, :2]], r"Sequential: cannot run on batch 0.*expected input.* to have 3 channels"),
+            ([images(4).double()], r"cannot run on batch 0"),
             ([()], "an empty tuple"),
-            (["abc"], "cannot run on sample 0"),
+            (["abc"], "cannot run on batch 0"),
         ],
     )
     def test_unusable(self, data: Any, match: str) -> None:
@@ -511,6 +530,10 @@ class TestBatches:
         refuses(small(), Random([0]), "differ from those of the first pass")
 
 
+MIXED = r"for a row of the data depends on the other rows .* pass sample='batch'"
+AS_THEY_ARE = "batches were run as they are, so the result depends on which samples are in which"
+
+
 class TestOtherModules:
     def test_samples_that_depend_on_each_other(self) -> None:
         class Mixed(nn.Module):
@@ -521,9 +544,97 @@ class TestOtherModules:
             def forward(self, x: Any) -> Any:
                 return self.net(x - x.mean(0))
 
-        net = Mixed()
-        report = recalibrate_module(net, [images(6)]).report
-        assert report.micro_batch == 1 and "one by one" in report.notes[0]
+        net, data = Mixed(), [images(6), images(7, seed=4)]
+        refuses(net, data, MIXED)
+        report = recalibrate_module(net, data, sample="batch").report
+        assert report.samples == 2 and report.notes == (AS_THEY_ARE,)
+        need_exact(net, data)
+        report = recalibrate_module(net, data, sample="row").report
+        assert report.samples == 13 and "one by one" in report.notes[0]
+        need_exact(net, [*data[0].split(1), *data[1].split(1)])
+
+    @pytest.mark.parametrize("how", [{}, {"micro_batch": 1}, {"cache": "none"}])
+    def test_few_samples_that_depend_on_each_other(self, how: Any) -> None:
+        """The first is the largest, so that the first micro-batch does not show it."""
+
+        class Largest(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.net = small()
+
+            def forward(self, x: Any) -> Any:
+                return self.net(x - x.amax(0))
+
+        x = images(12)
+        x[0] = 50.0
+        for data in ([x], [x.flip(0)]):
+            net = Largest()
+            refuses(net, data, MIXED, **how)
+            recalibrate_module(net, data, sample="row", **how)
+            need_exact(net, x.split(1))
+            assert recalibrate_module(net, data, sample="batch", **how).report.notes == (AS_THEY_ARE,)
+            need_exact(net, data)
+
+    @pytest.mark.parametrize("micro_batch", [1, 32])
+    def test_axis_0_that_counts_steps(self, micro_batch: int) -> None:
+        """Or nodes; a row alone cannot run, or is something else."""
+
+        class Recurrent(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.lstm, self.bn = nn.LSTM(6, 6), nn.BatchNorm1d(6)
+
+            def forward(self, x: Any) -> Any:
+                return self.bn(getattr(self.lstm(x)[0], "data", self.lstm(x)[0]).reshape(-1, 6))
+
+        class Graph(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.bn = nn.BatchNorm1d(6)
+
+            def forward(self, x: Any, edges: Any) -> Any:
+                return self.bn(x.index_add(0, edges[1], x[edges[0]]))
+
+        class Shifted(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.bn = nn.BatchNorm1d(6)
+
+            def forward(self, x: Any) -> Any:
+                return self.bn(x.view(-1, 8, 6).roll(1, 1).cumsum(1).view(-1, 6))
+
+        torch.manual_seed(0)
+        edges = torch.randint(0, 12, (2, 30))
+        cases: list[tuple[Any, list[Any], Any]] = [
+            (Recurrent(), [torch.randn(10, 4, 6), torch.randn(9, 4, 6)], None),
+            (Recurrent(), [pack_sequence([torch.randn(n, 6) for n in (5, 3)]) for _ in range(4)], None),
+            (Graph(), [{"x": torch.randn(12, 6), "edges": edges}], lambda net, batch: net(**batch)),
+            (Shifted(), [torch.randn(16, 6), torch.randn(8, 6)], None),
+        ]
+        for net, data, run in cases:
+            if not isinstance(data[0], PackedSequence):  # which has no rows
+                if micro_batch > 1 or not isinstance(net, Graph | Shifted):  # of which no row runs alone
+                    refuses(net, data, MIXED, micro_batch=micro_batch)
+                recalibrate_module(net, data, micro_batch=micro_batch, sample="batch")
+                need_exact(net, data, run)
+                continue
+            report = recalibrate_module(net, data, micro_batch=micro_batch).report
+            assert report.notes == (AS_THEY_ARE,), type(net)
+            need_exact(net, data, run)
+
+    def test_a_module_that_takes_one_sample_only(self) -> None:
+        class One(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.bn = nn.BatchNorm2d(3)
+
+            def forward(self, x: Any) -> Any:
+                return self.bn(x.view(1, 3, 8, 8))
+
+        for how in ({}, {"micro_batch": 1}):
+            net = One()
+            assert recalibrate_module(net, [images(9)], **how).report.samples == 9  # type: ignore[arg-type]
+            need_exact(net, images(9).split(1))
 
     def test_samples_that_depend_on_the_second(self) -> None:
         """The first micro-batch does not show it, but the last run, where samples have other neighbours."""
@@ -541,6 +652,23 @@ class TestOtherModules:
         report = recalibrate_module(net, [x], micro_batch=4).report
         assert report.micro_batch == 1 and "one by one" in report.notes[0]
         need_exact(net, list(x.split(1)))
+
+    def test_samples_that_depend_on_each_other_later(self) -> None:
+        """In the first batch they do not."""
+
+        class Peak(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.bn = nn.BatchNorm2d(3)
+
+            def forward(self, x: Any) -> Any:
+                return self.bn(x + (x.amax() > 50))
+
+        net, data = Peak(), [images(9), images(9, seed=4)]
+        data[1][4] = 60.0
+        refuses(net, data, MIXED, micro_batch=9)
+        recalibrate_module(net, data, sample="batch")
+        need_exact(net, data)
 
     def test_rows_that_are_no_samples(self) -> None:
         """(N, T, C) → (T·N, C): the rows of a sample do not stand together."""
@@ -566,8 +694,11 @@ class TestOtherModules:
             def forward(self, x: Any) -> Any:
                 return self.bn(torch.cat([x, torch.ones(1, *x.shape[1:])]))
 
-        report = recalibrate_module(More(), [images(9)]).report
-        assert (report.micro_batch, report.layers[0].count) == (1, 9 * 2 * 64)
+        net = More()
+        refuses(net, [images(9)], MIXED)
+        report = recalibrate_module(net, [images(9)], sample="batch").report
+        assert report.layers[0].count == 10 * 64 and report.notes == (AS_THEY_ARE,)
+        need_exact(net, [images(9)])
 
     def test_random_numbers(self) -> None:
         class Noisy(nn.Module):
@@ -683,6 +814,65 @@ class TestOtherModules:
         with pytest.raises(InputError, match=match):
             recalibrate_module(net(), [images(9)])
 
+    @pytest.mark.parametrize("cache", ["ram", "none"])
+    def test_threads_of_its_own(self, cache: Any) -> None:
+        """Which cannot stand still; so each level starts from the inputs."""
+
+        class Threads(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.parts = nn.ModuleList([small(), small()])
+
+            def forward(self, x: Any) -> Any:
+                with ThreadPoolExecutor(2) as pool:
+                    return list(pool.map(lambda part: part(x), self.parts))
+
+        net, x = Threads(), images(40)
+        notes = recalibrate_module(net, [x], cache=cache).report.notes
+        need_exact(net, [x])
+        assert len(notes) == (cache == "ram") and all("cannot be stopped" in note for note in notes)
+
+    @pytest.mark.parametrize("compiled", ["part", "in place"])
+    @pytest.mark.parametrize("cache", ["ram", "none"])
+    def test_compiled_parts(self, compiled: str, cache: Any) -> None:
+        expected, net, x = nn.Sequential(small()), nn.Sequential(small()), images(40)
+        if compiled == "part":
+            net[0] = torch.compile(net[0], backend="eager")
+        else:
+            net[0].compile(backend="eager")
+        recalibrate_module(net, [x], cache=cache)
+        recalibrate_module(expected, [x])
+        pairs = zip(statistics(net).values(), statistics(expected).values(), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+
+    def test_mapped_over_rows(self) -> None:
+        class Mapped(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.bn = nn.BatchNorm2d(3)
+
+            def forward(self, x: Any) -> Any:
+                return self.bn(torch.vmap(lambda row: row * 2 - row.sum())(x))
+
+        net, x = Mapped(), images(9)
+        recalibrate_module(net, [x])
+        need_exact(net, [x])
+
+    @pytest.mark.parametrize(("mean", "var"), [(torch.nan, 1.0), (0.0, torch.inf), (0.0, -1.0)])
+    @pytest.mark.parametrize("cache", ["ram", "none"])
+    def test_broken_statistics(self, mean: float, var: float, cache: Any) -> None:
+        net, x = small(), images(40)
+        net[1].running_mean.fill_(mean)
+        net[1].running_var[2] = var
+        layer = recalibrate_module(net, [x], cache=cache).report.layers[0]
+        need_exact(net, [x])
+        assert max(layer.mean_drift, layer.var_drift) == np.inf
+
+    def test_one_number_for_all_channels(self) -> None:
+        net = small()
+        net[1].running_mean = torch.zeros(1).expand(4)
+        refuses(net, [images(9)], r"'1': has one number for all channels")
+
     @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
     def test_scripted(self) -> None:
         scripted = torch.jit.script(small())
@@ -705,9 +895,19 @@ class TestOtherModules:
             {"variance": "both"},
             {"cache": "disk"},
             {"micro_batch": 0},
+            {"micro_batch": 2.5},
             {"leave": ["9"]},
+            {"leave": "1"},
+            {"sample": "feed"},
         ):
-            refuses(small(), [images(9)], "known are|micro_batch is 0|no BatchNormalization '9'", **how)
+            refuses(
+                small(),
+                [images(9)],
+                r"known are|micro_batch is (0|2\.5)|no BatchNormalization '9'|leave is '1'",
+                **how,
+            )
+        with pytest.raises(InputError, match="the model is a NoneType"):
+            recalibrate_module(None, [images(9)])
 
 
 class TestMethods:
@@ -825,7 +1025,8 @@ class TestAround:
                 return x
 
         for count in (3, 6):
-            recalibrate_module(nn.Sequential(small(), Head()), [images(count)], cache="none", micro_batch=1)
+            data = images(count).split(1)
+            recalibrate_module(nn.Sequential(small(), Head()), data, cache="none", micro_batch=1)
             calls.append(0)
         assert calls.index(0) == len(calls) // 2 - 1
 
@@ -864,6 +1065,40 @@ class TestAround:
         assert calls == 100 + (16 if at <= 5 or at >= 15 else 11)
         assert same(statistics(net), statistics(expected))
         assert not list(tmp_path.iterdir())
+
+    def test_interrupted_when_rows_turned_out_to_matter(self, tmp_path: Path) -> None:
+        """In the second attempt; it begins anew, and ends with the same bits."""
+
+        class Second(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.bn, self.end = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+            def forward(self, x: Any) -> Any:
+                return self.end(self.bn(x) + (x[:1].amax() > 50) * 1e-6)
+
+        class Loader(list[Any]):
+            reads, stop = 0, 0
+
+            def __iter__(self) -> Iterator[Any]:
+                self.reads += 1
+                if self.reads == self.stop:
+                    raise KeyboardInterrupt
+                return super().__iter__()
+
+        x = images(9)
+        x[4] = 60.0
+        data, expected, file = Loader(x.split(4)), Second(), tmp_path / "journal"
+        how: Any = {"micro_batch": 4, "cache": "none", "resume": file}
+        assert recalibrate_module(expected, data, **how).report.micro_batch == 1
+        last = data.reads
+        for stop in range(2, last + 1):
+            data.reads, data.stop, net = 0, stop, Second()
+            with pytest.raises(KeyboardInterrupt):
+                recalibrate_module(net, data, **how)
+            data.stop = 0
+            recalibrate_module(net, data, **how)
+            assert same(statistics(net), statistics(expected)) and not file.exists()
 
     def test_another_run_s_journal(self, tmp_path: Path) -> None:
         def interrupt(done: int, total: int | None) -> None:

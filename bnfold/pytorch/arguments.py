@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 from ..errors import InputError
 from .batches import mapped
@@ -32,7 +33,7 @@ def chooser(module: nn.Module) -> Callable[[Any], Arguments]:
         parts = _named(batch)
         if parts is not None and needed <= parts.keys() and (known & parts.keys() or takes_all):
             return (), {name: part for name, part in parts.items() if takes_all or name in known}
-        if not isinstance(batch, tuple | list):
+        if not isinstance(batch, tuple | list) or isinstance(batch, PackedSequence):
             return (batch,), {}
         if not batch:
             raise InputError(f"a batch of the calibration data is an empty {type(batch).__name__}")

@@ -9,19 +9,30 @@ It is to trees of tensors what `samples` is to named arrays.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..multiset import Multiset
+from .leaves import (
+    as_tensor,
+    byte_array,
+    bytes_of,
+    filled,
+    is_strided,
+    is_value,
+    kept_leaf,
+    kind_of,
+    row_count,
+    rows_of,
+    strided,
+)
+from .trees import holds_packed, leaves_of, rebuilt, structure
 
 # Samples of as many kinds as there are may wait to be complete, in so many bytes.
 _WAITING = 1 << 28
@@ -40,17 +51,28 @@ class MicroBatch:
         indices: Which of the user's samples they are, counted from 0.
         rows: How many samples `content` holds; those after `len(indices)` repeat the last one.
         digest: A number that tells the multiset of samples; sums over micro-batches tell the union.
+        unit: What a sample is, for messages: a sample, or a batch that is run as it is.
     """
 
     content: Any
     indices: tuple[int, ...]
     rows: int
     digest: int
+    unit: str = "sample"
 
     @property
     def nbytes(self) -> int:
         """Of its tensors."""
-        return sum(leaf.nbytes for leaf in _leaves(self.content) if isinstance(leaf, torch.Tensor))
+        tensors = [leaf for leaf in leaves_of(self.content) if isinstance(leaf, torch.Tensor)]
+        return sum(part.nbytes for tensor in tensors for part in strided(tensor))
+
+    def one_by_one(self) -> Iterator[MicroBatch]:
+        """Of a batch that is run as it is, the rows, if it has any.
+
+        Raises:
+            Unsplittable: It has none.
+        """
+        return Batches([self.content], lambda content: content, 1, all_used=False).read()
 
     def repeated(self, rows: int) -> MicroBatch:
         """So many copies of the first sample; of a batch that is run as it is, itself."""
@@ -68,18 +90,20 @@ class Batches:
         data: The user's batches.
         arguments: Of a batch, what the model gets.
         rows: Of a micro-batch; None if each batch is run as it is, and is one sample.
+        all_used: Whether the model uses all of what it gets, so that NaN in there is an error.
     """
 
     data: Iterable[Any]
     arguments: Callable[[Any], Any]
     rows: int | None
+    all_used: bool = True
 
     def read(self, *, shifted: bool = False) -> Iterator[MicroBatch]:
         """All micro-batches, in the order of the data.
 
         Args:
-            shifted: Fill only half of the first micro-batch of each kind with samples, so that all have other
-                places and other neighbours than otherwise.
+            shifted: Fill only half of the first micro-batch of each kind with samples (or with half of them,
+                if there are no more), so that all have other places and other neighbours than otherwise.
 
         Raises:
             InputError: A tensor holds NaN, or (as `Unsplittable`) a batch has no rows.
@@ -94,10 +118,11 @@ class Batches:
             split = _split(self.arguments(batch))
             if split is None:
                 raise Unsplittable(
-                    f"batch {number} of the data holds no tensor with an axis 0 that counts samples, though "
-                    "others do; let all have the same structure"
+                    f"batch {number} of the data cannot be taken apart into samples, though others can: it "
+                    "holds no tensor with an axis 0 that counts them; let all have the same structure"
                 )
-            split.need_no_nan(start)
+            if self.all_used:
+                split.need_no_nan(start)
             samples = np.arange(split.count)
             while samples.size:
                 is_short = shifted and split.kind not in begun
@@ -109,22 +134,32 @@ class Batches:
                     begun.add(split.kind)
                     yield waiting.pop(split.kind).filled(self.rows)
                 while len(waiting) > 1 and sum(other.nbytes for other in waiting.values()) > _WAITING:
-                    yield waiting.pop(next(iter(waiting))).filled(self.rows)
+                    kind = next(iter(waiting))
+                    yield from self._ended(waiting.pop(kind), halved=shifted and kind not in begun)
+                    begun.add(kind)
             start += split.count
-        for some in waiting.values():
-            yield some.filled(self.rows)
+        for kind, some in waiting.items():
+            yield from self._ended(some, halved=shifted and kind not in begun)
 
     def first(self) -> MicroBatch | None:
         """The first micro-batch; None if there are no data."""
         return next(self.read(), None)
 
+    def _ended(self, some: _Waiting, *, halved: bool) -> Iterator[MicroBatch]:
+        """Micro-batches of samples for which there will be no more neighbours."""
+        assert self.rows is not None
+        half = len(some.indices) // 2 if halved else 0
+        if half:
+            yield some.filled(self.rows, slice(half))
+        yield some.filled(self.rows, slice(half, None))
+
     def _whole(self) -> Iterator[MicroBatch]:
         for number, batch in enumerate(self.data):
             content = self.arguments(batch)
-            leaves = [_kept(leaf) for leaf in _leaves(content)]
+            leaves = [kept_leaf(leaf) for leaf in leaves_of(content)]
             seen = Multiset()
-            seen.add([np.frombuffer(b"".join(map(_told, leaves)), np.uint8)])
-            yield MicroBatch(_rebuilt(content, iter(leaves)), (number,), 1, seen.value)
+            seen.add([np.frombuffer(b"".join(map(bytes_of, leaves)), np.uint8)])
+            yield MicroBatch(rebuilt(content, iter(leaves)), (number,), 1, seen.value, "batch")
 
 
 def need_batches(data: Any) -> None:
@@ -151,12 +186,8 @@ def need_batches(data: Any) -> None:
 
 def mapped(tree: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """The same structure with other tensors. Arrays become tensors."""
-    if isinstance(tree, np.ndarray) and tree.dtype != object:
-        tree = torch.from_numpy(tree)
-    if isinstance(tree, torch.Tensor):
-        return change(tree)
-    children = _children(tree)
-    return tree if children is None else _with(tree, [mapped(child, change) for child in children])
+    leaves = map(as_tensor, leaves_of(tree))
+    return rebuilt(tree, (change(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves))
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,34 +210,36 @@ class _Split:
 
     def take(self, rows: Sequence[int]) -> list[Any]:
         """Of each batched leaf, some rows, copied, since loaders write into theirs."""
-        return [_rows(leaf, rows) for leaf in self.batched]
+        return [rows_of(leaf, rows) for leaf in self.batched]
 
     @property
     def batched(self) -> list[Any]:
         return [leaf for leaf, is_batched in zip(self.leaves, self.is_batched, strict=True) if is_batched]
 
+    def together(self, pieces: Sequence[Sequence[Any]], rows: int = 0) -> Iterator[Any]:
+        """Each batched leaf with the rows of all pieces, and with copies of the last one up to so many."""
+        return (filled([piece[i] for piece in pieces], rows) for i in range(len(pieces[0])))
+
     def joined(self, pieces: Sequence[Sequence[Any]], rows: int) -> Any:
         """The structure with the rows of all pieces, and with copies of the last one up to so many."""
-        batched = (_filled([piece[i] for piece in pieces], rows) for i in range(len(pieces[0])))
+        batched = self.together(pieces, rows)
         leaves = iter(
             [next(batched) if its else leaf for leaf, its in zip(self.leaves, self.is_batched, strict=True)]
         )
-        return _rebuilt(self.tree, leaves)
+        return rebuilt(self.tree, leaves)
 
-    def digest(self, rows: Sequence[int]) -> int:
-        """The number that tells the multiset of some samples."""
+    def digests(self, rows: Sequence[int]) -> list[int]:
+        """Of some samples, the numbers whose sum tells the multiset."""
         kind = np.frombuffer(repr(self.kind).encode(), np.uint8)
-        leaves = [_array(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.batched]
-        seen = Multiset()
+        leaves = [byte_array(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.batched]
+        found = []
         for row in rows:
+            seen = Multiset()
             items = (leaf[row] for leaf in leaves)
-            seen.add(
-                [
-                    kind,
-                    *(i if isinstance(i, np.ndarray) else np.frombuffer(_told(i), np.uint8) for i in items),
-                ]
-            )
-        return seen.value
+            told = (i if isinstance(i, np.ndarray) else np.frombuffer(bytes_of(i), np.uint8) for i in items)
+            seen.add([kind, *told])
+            found.append(seen.value)
+        return found
 
     def need_no_nan(self, start: int) -> None:
         """Refuse a tensor that holds NaN; `start` is the index of the first sample."""
@@ -228,139 +261,39 @@ class _Waiting:
     split: _Split
     indices: list[int] = field(default_factory=list)
     pieces: list[list[Any]] = field(default_factory=list)
-    digest: int = 0
+    digests: list[int] = field(default_factory=list)
     nbytes: int = 0
 
     def add(self, split: _Split, rows: Sequence[int], start: int) -> None:
         self.indices += [start + row for row in rows]
         self.pieces.append(split.take(rows))
-        self.digest += split.digest(rows)
+        self.digests += split.digests(rows)
         self.nbytes += sum(piece.nbytes for piece in self.pieces[-1] if isinstance(piece, torch.Tensor))
 
-    def filled(self, rows: int) -> MicroBatch:
-        return MicroBatch(self.split.joined(self.pieces, rows), tuple(self.indices), rows, self.digest)
+    def filled(self, rows: int, part: slice = slice(None)) -> MicroBatch:
+        """A micro-batch of all samples that wait, or of some."""
+        pieces = self.pieces
+        if part != slice(None):
+            every = range(len(self.indices))[part]
+            pieces = [[rows_of(leaf, every) for leaf in self.split.together(pieces)]]
+        content = self.split.joined(pieces, rows)
+        return MicroBatch(content, tuple(self.indices[part]), rows, sum(self.digests[part]))
 
 
 def _split(tree: Any) -> _Split | None:
-    """None if there is no tensor with rows."""
-    leaves = [_as_tensor(leaf) for leaf in _leaves(tree)]
+    """None if there is no tensor with rows, or something of which nobody can say to which row it belongs."""
+    leaves = [as_tensor(leaf) for leaf in leaves_of(tree)]
+    if holds_packed(tree) or any(isinstance(leaf, torch.Tensor) and not is_strided(leaf) for leaf in leaves):
+        return None
     counts = [len(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim]
     if not counts:
         return None
-    is_batched = [_count(leaf) == counts[0] for leaf in leaves]
+    is_batched = [row_count(leaf) == counts[0] for leaf in leaves]
+    if not all(its or is_value(leaf) for leaf, its in zip(leaves, is_batched, strict=True)):
+        return None
     kind = tuple(
-        _kind(leaf) if its else (type(leaf).__name__, hashlib.blake2b(_told(leaf)).hexdigest())
+        kind_of(leaf) if its else (type(leaf).__name__, hashlib.blake2b(bytes_of(leaf)).hexdigest())
         for leaf, its in zip(leaves, is_batched, strict=True)
     )
-    kept = [leaf if its else _kept(leaf) for leaf, its in zip(leaves, is_batched, strict=True)]
-    return _Split(tree, kept, is_batched, counts[0], (_structure(tree), kind))
-
-
-# Leaves: tensors, lists of what is no tensor, and all else.
-
-
-def _as_tensor(leaf: Any) -> Any:
-    return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf" else leaf
-
-
-def _kept(leaf: Any) -> Any:
-    """It, while later batches are read: loaders may write into the tensors that they gave."""
-    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
-
-
-def _count(leaf: Any) -> int | None:
-    if isinstance(leaf, torch.Tensor):
-        return len(leaf) if leaf.ndim else None
-    return len(leaf) if isinstance(leaf, list) else None  # a tuple may be the size of an image
-
-
-def _kind(leaf: Any) -> Hashable:
-    if isinstance(leaf, torch.Tensor):
-        return str(leaf.dtype), str(leaf.device), tuple(leaf.shape[1:])
-    return type(leaf).__name__
-
-
-def _rows(leaf: Any, rows: Sequence[int]) -> Any:
-    return leaf[rows] if isinstance(leaf, torch.Tensor) else [leaf[row] for row in rows]
-
-
-def _filled(pieces: Sequence[Any], rows: int) -> Any:
-    last = _rows(pieces[-1], [-1])
-    parts = [*pieces, *[last] * (rows - sum(map(len, pieces)))]
-    return torch.cat(parts) if isinstance(last, torch.Tensor) else [item for part in parts for item in part]
-
-
-def _told(leaf: Any) -> bytes:
-    """All of a leaf; of what is no value, its type."""
-    if isinstance(leaf, torch.Tensor):
-        return f"{leaf.dtype}{leaf.shape}".encode() + _array(leaf).tobytes()
-    if isinstance(leaf, np.ndarray):
-        return leaf.tobytes()
-    if isinstance(leaf, list | tuple):
-        return b"".join(_told(item) for item in leaf)
-    return repr(leaf if isinstance(leaf, _VALUES) else type(leaf)).encode()
-
-
-_VALUES = (bool, int, float, complex, str, bytes, type(None))
-
-
-def _array(tensor: torch.Tensor) -> NDArray[np.uint8]:
-    """The bytes of a tensor, along one more axis."""
-    array: NDArray[np.uint8] = tensor.detach().cpu().contiguous()[..., None].view(torch.uint8).numpy()
-    return array
-
-
-# Structures: lists, tuples, mappings, dataclasses.
-
-
-def _leaves(tree: Any) -> list[Any]:
-    children = _children(tree)
-    return [tree] if children is None else [leaf for child in children for leaf in _leaves(child)]
-
-
-def _rebuilt(tree: Any, leaves: Iterator[Any]) -> Any:
-    children = _children(tree)
-    return next(leaves) if children is None else _with(tree, [_rebuilt(child, leaves) for child in children])
-
-
-def _structure(tree: Any) -> str:
-    children = _children(tree)
-    if children is None:
-        return "."
-    keys = list(tree) if isinstance(tree, Mapping) else ""
-    return f"{type(tree).__qualname__}{keys}({','.join(map(_structure, children))})"
-
-
-def _children(tree: Any) -> list[Any] | None:
-    """The parts of a structure; None if it is a leaf, as is a list without a tensor."""
-    parts: list[Any]
-    if isinstance(tree, MutableMapping):
-        parts = list(tree.values())
-    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        parts = [getattr(tree, f.name) for f in dataclasses.fields(tree)]
-    elif isinstance(tree, list | tuple):
-        parts = list(tree)
-        if not any(_holds_tensor(part) for part in parts):
-            return None
-    else:
-        return None
-    return parts
-
-
-def _holds_tensor(tree: Any) -> bool:
-    if isinstance(tree, torch.Tensor | np.ndarray):
-        return True
-    return any(_holds_tensor(child) for child in _children(tree) or ())
-
-
-def _with(tree: Any, children: list[Any]) -> Any:
-    """The structure with other parts."""
-    if isinstance(tree, list | tuple):
-        return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)
-    made = copy.copy(tree)
-    if isinstance(made, MutableMapping):
-        made.update(zip(list(tree), children, strict=True))
-    else:  # also a frozen one, and without what its constructor does
-        for its, child in zip(dataclasses.fields(tree), children, strict=True):
-            object.__setattr__(made, its.name, child)
-    return made
+    kept = [leaf if its else kept_leaf(leaf) for leaf, its in zip(leaves, is_batched, strict=True)]
+    return _Split(tree, kept, is_batched, counts[0], (structure(tree), kind))

@@ -56,7 +56,7 @@ def duplicate(module: nn.Module, name: str, tensor: Map = lent) -> nn.Module:
         with torch.no_grad():  # its copies would have a history
             return copy.deepcopy(module)._apply(tensor)
     memo: dict[int, Any] = {}
-    for held in _tensors(module):
+    for held in tensors(module):
         made = tensor(held)
         memo[id(held)] = nn.Parameter(made, held.requires_grad) if type(held) is nn.Parameter else made
     try:
@@ -69,7 +69,7 @@ def duplicate(module: nn.Module, name: str, tensor: Map = lent) -> nn.Module:
         ) from error
 
 
-def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+def tensors(module: nn.Module) -> Iterator[torch.Tensor]:
     """All tensors that the modules hold: as parameters, buffers, attributes, or in containers there."""
     seen = set[int]()
     for part in module.modules():

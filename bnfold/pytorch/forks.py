@@ -81,6 +81,8 @@ class Fork:
         self.value = None
 
     def _ask(self, what: Callable[[], Any] | None) -> Any:
+        if threading.current_thread() is not self._thread:
+            raise RuntimeError("a thread of its own cannot be stopped")
         if self._is_closed:
             raise _Closed
         self._asked = what
@@ -166,6 +168,6 @@ class Held(TorchDispatchMode):  # type: ignore[misc]
 
 def _storages(tree: Any) -> Iterator[tuple[int, Any]]:
     for leaf in _pytree.tree_leaves(tree):
-        if isinstance(leaf, torch.Tensor):
+        if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided and not leaf.is_nested:
             storage = leaf.untyped_storage()
             yield storage._cdata, storage

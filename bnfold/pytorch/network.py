@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..errors import BnfoldError
-from ..estimate import Statistics
+from ..estimate import Layer, Statistics
 from ..moments import Moments, SampleMoments
 from ..sweep import Measured
 from .batches import Batches, MicroBatch
@@ -55,6 +55,7 @@ class ModuleNetwork:
     def __init__(
         self,
         observed: Observed,
+        layers: Sequence[Layer],
         batches: Batches,
         levels: Sequence[Sequence[int]],
         cache: Literal["ram", "none"],
@@ -65,6 +66,7 @@ class ModuleNetwork:
 
         Args:
             observed: The module.
+            layers: Its normalizations, as they were.
             batches: The data.
             levels: In which order to measure. If passes are to stand still, one normalization each, in the
                 order in which they are called.
@@ -73,7 +75,7 @@ class ModuleNetwork:
             progress: Called with how often a sample has been looked at, and will be at most; None if that is
                 not known yet.
         """
-        self.layers = [norm.layer() for norm in observed.norms]
+        self.layers = layers
         self.levels = levels
         self.statistics: dict[int, Statistics] = {}
         self._observed, self._batches = observed, batches

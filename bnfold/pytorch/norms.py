@@ -6,7 +6,7 @@ vectors `running_mean` and `running_var` among its buffers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils import _pytree
 
 from ..errors import InputError
 from ..estimate import Layer, Statistics
@@ -64,6 +65,14 @@ class Norm:
             dtype=_DTYPES[self.module.running_mean.dtype],
         )
 
+    def mend(self) -> None:
+        """Where statistics would make NaN of everything, put those with which training begins."""
+        layer = self.layer()
+        with np.errstate(invalid="ignore"):
+            is_usable = np.isfinite([layer.mean, layer.var]).all() and (layer.var + layer.epsilon > 0).all()
+        if not is_usable:
+            self.set(Statistics(np.zeros(self.channels), np.ones(self.channels)))
+
     def set(self, new: Statistics) -> None:
         """Put statistics into the buffers, where they are."""
         for buffer, numbers in zip(self.buffers, (new.mean, new.var), strict=True):
@@ -103,6 +112,7 @@ def find(module: nn.Module, name: str, leave: Collection[str] = ()) -> list[Norm
     if not found:
         raise InputError(f"{name}: has no BatchNormalization, so there is nothing to recalibrate")
     _need_own_buffers(found)
+    _need_own_memory(module, found)
     return found
 
 
@@ -133,6 +143,10 @@ def _need_settable(norm: Norm) -> None:
         raise InputError(f"{where}: is lazy and has no channels yet; run the module once before")
     if mean.is_meta:
         raise InputError(f"{where}: has no numbers (it is on the meta device); load them before")
+    if any(0 in buffer.stride() and buffer.numel() > 1 for buffer in norm.buffers):
+        raise InputError(
+            f"{where}: has one number for all channels in memory (expand); give it tensors of its own (clone)"
+        )
     if mean.dtype not in _DTYPES:
         raise InputError(
             f"{where}: has statistics of type {mean.dtype}; known are "
@@ -141,17 +155,61 @@ def _need_settable(norm: Norm) -> None:
 
 
 def _need_own_buffers(norms: Sequence[Norm]) -> None:
-    holder: dict[tuple[int, int], Norm] = {}
+    holder: dict[int, Norm] = {}
     for norm in norms:
+        if norm.buffers[0] is norm.buffers[1]:
+            raise InputError(
+                f"BatchNormalization '{norm.name}': its mean and variance are one tensor; give it two"
+            )
         for buffer in norm.buffers:
             if not buffer.numel():
                 continue
-            first = holder.setdefault((buffer.untyped_storage()._cdata, buffer.storage_offset()), norm)
+            first = holder.setdefault(id(buffer), norm)
             if first is not norm:
                 raise InputError(
                     f"BatchNormalization '{norm.name}': shares its statistics with '{first.name}', though "
                     "what comes into them differs; give each tensors of its own"
                 )
+
+
+def _need_own_memory(module: nn.Module, norms: Sequence[Norm]) -> None:
+    """Refuse statistics that other tensors see as well: in a copy, where all are apart, they would not."""
+    owner = {id(buffer): norm for norm in norms for buffer in norm.buffers}
+    spans = sorted(
+        ((span, id(tensor), path) for path, tensor in _held(module) if (span := _span(tensor))),
+        key=lambda found: found[0],
+    )
+    last = ""  # the device of the tensor that reaches furthest so far, and how far, and which it is
+    reach = first = 0
+    for (device, start, end), tensor, path in spans:
+        norm = owner.get(tensor) or owner.get(first)
+        if norm is not None and tensor != first and device == last and start < reach:
+            raise InputError(
+                f"BatchNormalization '{norm.name}': its statistics share memory with another tensor (see "
+                f"'{path or type(module).__name__}'), which would not see new ones in a copy, where they are "
+                "measured; give them memory of their own (clone)"
+            )
+        if device != last or end > reach:
+            last, reach, first = device, end, tensor
+
+
+def _held(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors that the parts of a module hold, each with the path of the part."""
+    for path, part in module.named_modules():
+        for leaf in _pytree.tree_leaves(list(vars(part).values())):
+            if isinstance(leaf, torch.Tensor):
+                yield path, leaf
+
+
+def _span(tensor: torch.Tensor) -> tuple[str, int, int] | None:
+    """The device of a tensor, and from where to where it reaches in memory; None if it has no such place."""
+    if nn.parameter.is_lazy(tensor) or tensor.layout is not torch.strided or tensor.is_nested:
+        return None
+    if tensor.is_meta or not tensor.numel():
+        return None
+    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return str(tensor.device), start, start + (steps + 1) * tensor.element_size()
 
 
 def _float64(tensor: Any) -> NDArray[np.float64]:

@@ -16,9 +16,11 @@ from torch import nn
 
 from ..errors import BnfoldError, InputError
 from ..moments import SampleMoments
+from .apart import Apart
 from .batches import MicroBatch
 from .failure import RAISED, told, where
 from .forks import Fork
+from .normalizing import have_proven, input_of
 from .norms import Norm
 
 Visit = Callable[[int, torch.Tensor], None]
@@ -46,11 +48,21 @@ class Observed:
         name: What the user calls it, for messages.
     """
 
-    def __init__(self, module: nn.Module, norms: Sequence[Norm], call: Call, name: str) -> None:
+    def __init__(self, module: nn.Module, norms: Sequence[Norm], call: Call, name: str, apart: Apart) -> None:
+        """Nothing runs yet.
+
+        Args:
+            module: A copy.
+            norms: Its normalizations.
+            call: Runs it on what a micro-batch holds.
+            name: What the user calls it, for messages.
+            apart: The original.
+        """
         self.module, self.norms, self.name = module, norms, name
-        self._call = call
+        self._call, self._apart = call, apart
         self._visit: Visit = _ignore
         for i, norm in enumerate(norms):
+            have_proven(norm)
             norm.module.register_forward_pre_hook(self._hook(i), with_kwargs=True)
 
     def run(self, batch: MicroBatch, visit: Visit) -> None:
@@ -75,7 +87,7 @@ class Observed:
 
     def _hook(self, i: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._visit(i, args[0] if args else next(iter(kwargs.values())))
+            self._visit(i, input_of(self.norms[i], args, kwargs))
 
         return hook
 
@@ -90,7 +102,8 @@ class Observed:
     @contextmanager
     def _failing_on(self, batch: MicroBatch) -> Iterator[None]:
         try:
-            yield
+            with self._apart.running():
+                yield
         except BnfoldError:
             raise
         except RAISED as error:
@@ -164,7 +177,7 @@ def moments_of(norm: Norm, x: torch.Tensor, batch: MicroBatch) -> SampleMoments 
     if rest:
         raise Uneven(
             f"BatchNormalization '{norm.name}': its input has {len(x)} rows for {batch.rows} samples; "
-            "give micro_batch=1"
+            "pass sample='row' to run them one by one"
         )
     if not x.numel():
         return None
@@ -173,7 +186,7 @@ def moments_of(norm: Norm, x: torch.Tensor, batch: MicroBatch) -> SampleMoments 
     if not found.finite.all():
         sample = batch.indices[int(np.argmin(found.finite))]
         raise InputError(
-            f"BatchNormalization '{norm.name}': its input is not finite in sample {sample} of the "
+            f"BatchNormalization '{norm.name}': its input is not finite in {batch.unit} {sample} of the "
             "calibration data (the first is 0); look for what overflows before it, or for broken data"
         )
     return found
@@ -188,7 +201,7 @@ def numbers(x: torch.Tensor) -> NDArray[Any]:
 
 def _samples(batch: MicroBatch) -> str:
     first, last = min(batch.indices), max(batch.indices)
-    return f"sample {first}" if first == last else f"samples {first} to {last}"
+    return f"{batch.unit} {first}" if first == last else f"{batch.unit}s {first} to {last}"
 
 
 def _ignore(i: int, x: torch.Tensor) -> None:

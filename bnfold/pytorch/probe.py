@@ -6,7 +6,7 @@ There is no graph to read that off, and none is needed: what depends changes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 
@@ -15,10 +15,13 @@ import torch
 
 from ..errors import InputError
 from ..estimate import Statistics
-from ..moments import SampleMoments
+from ..moments import Moments, SampleMoments
 from .batches import Batches, MicroBatch
 from .forks import Held
 from .observed import Failed, Observed, Uneven, moments_of, numbers
+
+LAST_DIGITS = 1e-3
+"""So many standard deviations may be rounding, also of bfloat16."""
 
 _THREAD = 1 << 20  # bytes, as measured
 
@@ -78,6 +81,41 @@ def is_by_sample(observed: Observed, batch: MicroBatch) -> bool:
                 "samples; the module draws random numbers in evaluation mode, or keeps something between runs"
             )
     return False
+
+
+def pooled(observed: Observed, batches: Iterable[MicroBatch]) -> list[Moments]:
+    """The moments of what comes into each normalization, over several micro-batches.
+
+    Raises:
+        Failed: The module cannot run on one of them.
+    """
+    found = [Moments(norm.channels) for norm in observed.norms]
+    for batch in batches:
+        for i, some in _moments(observed, batch).items():
+            if some is not None:
+                found[i].add(some)
+    return found
+
+
+def agree(observed: Observed, one: Sequence[Moments], batch: MicroBatch) -> bool:
+    """Whether as many values, of the same mean and variance up to rounding, come into each normalization for
+    a micro-batch; also if the module cannot run on that.
+    """
+    try:
+        other = pooled(observed, [batch])
+    except Failed:
+        return True
+    for i, norm in enumerate(observed.norms):
+        if one[i].count != other[i].count:
+            return False
+        if not one[i].count:
+            continue
+        width = np.sqrt(one[i].population_var + norm.layer().epsilon)
+        off = np.abs(one[i].mean - other[i].mean)
+        off += np.abs(np.sqrt(one[i].population_var) - np.sqrt(other[i].population_var))
+        if not (off <= LAST_DIGITS * width).all():
+            return False
+    return True
 
 
 def held(observed: Observed, batch: MicroBatch) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,6 +18,8 @@ T = TypeVar("T")
 
 _PATIENCE = timedelta(hours=12)
 """A process that ends is noticed at once; this is for one that has nearly all of the data."""
+_START = timedelta(minutes=5)
+"""In which processes have to find each other."""
 
 
 class Distributed:
@@ -74,7 +77,7 @@ def joined() -> Iterator[Ranks]:
     """
     if dist.is_available() and dist.is_initialized():
         yield _of_group()
-    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    elif _number("WORLD_SIZE", 1) > 1:
         _begin()
         try:
             yield Distributed()
@@ -92,14 +95,39 @@ def _of_group() -> Ranks:
 
 
 def _begin() -> None:
-    try:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
-    except (ValueError, RuntimeError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    """Find the others, in a thread: torch waits in native code, where a signal does not reach Python."""
+    size, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
+    if not 0 <= rank < size:
+        raise InputError(f"RANK is {rank}, but WORLD_SIZE is {size}: ranks count from 0; start by torchrun")
+    raised: list[Exception] = []
+    thread = threading.Thread(target=_connect, args=(raised,), daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.05)
+    if raised:
+        line = str(raised[0]).splitlines()[0] if str(raised[0]) else type(raised[0]).__name__
         raise InputError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes do not find each other: {line}; "
-            "start them by torchrun, or unset WORLD_SIZE to run alone"
-        ) from error
+            f"WORLD_SIZE is {size}, but the processes do not find each other: {line}; start them by "
+            "torchrun, or unset WORLD_SIZE to run alone"
+        ) from raised[0]
+
+
+def _connect(raised: list[Exception]) -> None:
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=_START))
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+    except Exception as error:
+        raised.append(error)
+
+
+def _number(variable: str, default: int) -> int:
+    told = os.environ.get(variable, str(default))
+    try:
+        return int(told)
+    except ValueError:
+        raise InputError(
+            f"{variable} is {told!r}, no number; start processes by torchrun, or unset it to run alone"
+        ) from None
 
 
 def _told(failure: Exception | None) -> tuple[type[BnfoldError], str] | None:

@@ -1,14 +1,16 @@
 """Re-estimates the running statistics of a module from data.
 
-All work is done on a copy, which shares the module's parameters; the module itself gets its new statistics at
-the end, in one go. So whatever interrupts the work, the module is as it was.
+All work is done on a copy, with parameters of its own, since some modules write into theirs as they run. The
+module itself gets its new statistics at the end, in one go. So whatever interrupts the work, it is as it was.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from types import TracebackType
@@ -25,10 +27,11 @@ from ..ranks import Alone, Ranks
 from ..recalibration import Method, RecalibrateReport
 from ..sweep import Gate, Outcome, Sweep
 from . import probe
+from .apart import Apart, need_apart
 from .arguments import call as call_with
 from .arguments import chooser, device_of
-from .batches import Batches, Unsplittable, need_batches
-from .duplicate import at_rest, duplicate
+from .batches import Batches, MicroBatch, Unsplittable, need_batches
+from .duplicate import at_rest, cloned, duplicate
 from .network import ModuleNetwork, Progress, Room, Unkept
 from .norms import Norm, find, put
 from .observed import Failed, Observed
@@ -43,6 +46,7 @@ def recalibrate_module(
     prior_samples: int | None = None,
     call: Callable[[nn.Module, Any], object] | None = None,
     leave: Collection[str] = (),
+    sample: Literal["auto", "row", "batch"] = "auto",
     micro_batch: int = 32,
     min_samples: int | None = None,
     max_standard_error: float | None = None,
@@ -73,6 +77,9 @@ def recalibrate_module(
             moved to its device.
         leave: Paths of BatchNormalizations whose statistics stay as they are, or of parts that hold them:
             some are frozen on purpose, some are not used in evaluation mode.
+        sample: What a sample is: one index of axis 0 ("row"), or a batch as it is ("batch"), on which the
+            result depends then. "auto" is "row" if rows have no influence on each other, and "batch" if there
+            are none. Rows whose last digits depend on their neighbours are run one by one.
         micro_batch: How many samples run at a time.
         min_samples: Fail with fewer.
         max_standard_error: Fail if a mean, in standard deviations, or a variance, relative, is less certain.
@@ -93,43 +100,41 @@ def recalibrate_module(
         NotCalibrated: A gate is not passed, or the finished module does not have the statistics that it
             stores. It is as it was.
     """
-    module = _bare(model)
-    name = type(module).__name__
-    if isinstance(module, torch.jit.ScriptModule):
-        raise InputError(
-            f"{name}: a ScriptModule runs past Python, where nothing can be measured; give the module that "
-            "it was made from, or recalibrate its ONNX model"
-        )
-    for what, given, known in (
-        ("method", method, tuple(Method)),
-        ("variance", variance, ("population", "sample")),
-        ("cache", cache, tuple(_WAYS)),
-    ):
-        if given not in known:
-            raise InputError(f"{what} is {given!r}; known are {', '.join(known)}")
-    estimator = Estimator.of(Method(method), prior_samples, variance)
-    if micro_batch < 1:
-        raise InputError(f"micro_batch is {micro_batch}; give 1 or more")
-    need_batches(data)
-    norms = find(module, name, leave)
+    module, ranks = _bare(model), Alone() if ranks is None else ranks
+    choices = {"method": method, "variance": variance, "cache": cache, "sample": sample}
+
+    def need_usable() -> None:
+        _need_known(choices)
+        Estimator.of(Method(method), prior_samples, variance)
+        if not isinstance(micro_batch, int) or micro_batch < 1:
+            raise InputError(f"micro_batch is {micro_batch!r}; give a whole number, 1 or more")
+        if isinstance(leave, str):
+            raise InputError(f"leave is {leave!r}; give a list of paths")
+        need_batches(data)
+        _need_module(module)
+        find(module, type(module).__name__, leave)
+
+    ranks.together(need_usable)  # if one process refuses, the others are not to wait for it
+    norms = find(module, type(module).__name__, leave)
     job = _Job(
         module=module,
-        name=name,
+        name=type(module).__name__,
         leave=leave,
         data=data,
         arguments=chooser(module) if call is None else _as_it_is,
         call=call_with if call is None else call,
         method=Method(method),
-        estimator=estimator,
+        estimator=Estimator.of(Method(method), prior_samples, variance),
         gate=Gate(min_samples, max_standard_error),
+        sample=sample,
         micro_batch=micro_batch,
-        ranks=Alone() if ranks is None else ranks,
+        ranks=ranks,
         resume=resume,
         cache=cache,
         progress=progress,
     )
     device = device_of(module)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), _uncompiled():
         report, statistics = job.run()
     return Recalibration._apply(norms, statistics, report)
 
@@ -198,6 +203,7 @@ class _Job:
     method: Method
     estimator: Estimator
     gate: Gate
+    sample: str
     micro_batch: int
     ranks: Ranks
     resume: str | os.PathLike[str] | None
@@ -207,11 +213,11 @@ class _Job:
     def run(self) -> tuple[RecalibrateReport, Mapping[int, Statistics]]:
         """Go the fastest way that leads to the end. The first may not: experiments can miss that something
         depends on something else, and a module may keep things between its parts, where another pass
-        overwrites them. The certificate tells.
+        overwrites them. The certificate tells; also that the last digits depend on the neighbours.
         """
+        self._need_same_everywhere()
         notes: list[str] = []
-        ways = [_Way.BY_LEVEL] if self.method is Method.ONEPASS else list(_WAYS[self.cache])
-        rows = self.micro_batch
+        ways, rows = self._ways, self._first_rows
         while True:
             try:
                 report, statistics, outcome = self._attempt(ways[0], rows, notes)
@@ -223,7 +229,9 @@ class _Job:
                 notes.append(f"{outcome.failure}; so it was done again in another way")
                 ways.pop(0)
             elif not outcome.steady and report.micro_batch > 1:
-                rows = 1
+                if outcome.gap > probe.LAST_DIGITS and self.sample != "row":
+                    raise InputError(self._mixed)
+                ways, rows, notes = self._ways, 1, []
             else:
                 break
         if outcome.failure:
@@ -232,17 +240,44 @@ class _Job:
             report = replace(report, notes=(*report.notes, "torch does not compute the same bits again here"))
         return report, statistics
 
+    @property
+    def _ways(self) -> list[_Way]:
+        return [_Way.BY_LEVEL] if self.method is Method.ONEPASS else list(_WAYS[self.cache])
+
+    @property
+    def _first_rows(self) -> int:
+        return _AS_IT_IS if self.sample == "batch" else self.micro_batch
+
     def _attempt(
         self, way: _Way, rows: int, notes: list[str]
     ) -> tuple[RecalibrateReport, Mapping[int, Statistics], Outcome]:
         """Go one way, with so many samples in a micro-batch if possible."""
-        copy = at_rest(duplicate(self.module, self.name))
-        observed = Observed(copy, find(copy, self.name, self.leave), self.call, self.name)
-        batches = Batches(self.data, self.arguments, self._rows(observed, rows, notes))
+        copies: list[nn.Module] = []
+        self.ranks.together(lambda: copies.append(self._copy()))
+        with Apart(self.module, self.name) as apart:
+            return self._attempt_on(at_rest(copies[0]), apart, way, rows, notes)
+
+    def _copy(self) -> nn.Module:
+        copy = duplicate(self.module, self.name, cloned)
+        need_apart(self.module, copy, self.name)
+        find(copy, self.name, self.leave)
+        return copy
+
+    def _attempt_on(
+        self, copy: nn.Module, apart: Apart, way: _Way, rows: int, notes: list[str]
+    ) -> tuple[RecalibrateReport, Mapping[int, Statistics], Outcome]:
+        norms = find(copy, self.name, self.leave)
+        layers = [norm.layer() for norm in norms]
+        for norm in norms:
+            norm.mend()
+        observed = Observed(copy, norms, self.call, self.name, apart)
+        batches = self._batches(self._rows(observed, rows, notes))
         levels, room = self._plan(observed, batches, way)
         cache: Literal["ram", "none"] = "ram" if way is _Way.STANDING else "none"
-        network = ModuleNetwork(observed, batches, levels, cache, room, self.progress)
-        journal = Journal.of_first(self.resume, lambda: self._key(batches), self.ranks)
+        network = ModuleNetwork(observed, layers, batches, levels, cache, room, self.progress)
+        # Only of the first rows: what is tried afterwards begins anew after an interruption
+        resume = self.resume if rows == self._first_rows else None
+        journal = Journal.of_first(resume, lambda: self._key(batches.rows), self.ranks)
         try:
             outcome = Sweep(network, self.method, self.estimator, self.gate, self.ranks, journal).run()
         except Unkept:
@@ -270,6 +305,10 @@ class _Job:
             notes=tuple(dict.fromkeys(notes)),
         )
 
+    def _batches(self, rows: int | None) -> Batches:
+        """The data in micro-batches of so many rows. What a user's `call` does not use may well be NaN."""
+        return Batches(self.data, self.arguments, rows, all_used=self.call is call_with)
+
     def _rows(self, observed: Observed, wanted: int, notes: list[str]) -> int | None:
         """How many samples can run together in all processes; None if batches have to be run as they are."""
         found = [r for r in self.ranks.together(lambda: self._own_rows(observed, wanted)) if r is not None]
@@ -288,16 +327,47 @@ class _Job:
 
     def _own_rows(self, observed: Observed, wanted: int) -> int | None:
         """The same of this process; None if it has no data."""
-        try:
-            batch = Batches(self.data, self.arguments, wanted).first()
-            if batch is None:
-                return None
-            return wanted if probe.is_by_sample(observed, batch) else 1
-        except (Unsplittable, Failed):
-            batch = Batches(self.data, self.arguments, None).first()
-            assert batch is not None
-            probe.order(observed, batch)
+        whole = self._batches(None).first()
+        if whole is None:
+            return None
+        if not wanted:
             return _AS_IT_IS
+        try:
+            batch = self._batches(wanted).first()
+            return None if batch is None else self._rows_of(observed, batch, whole)
+        except (Unsplittable, Failed):  # it has no rows; or what seem to be rows are none
+            probe.order(observed, whole)
+            return _AS_IT_IS
+
+    def _rows_of(self, observed: Observed, batch: MicroBatch, whole: MicroBatch) -> int:
+        """How many samples can run together.
+
+        Raises:
+            Failed: Rows cannot run, neither together nor one by one.
+        """
+        runs = False
+        with suppress(Failed):
+            if batch.rows > 1 and probe.is_by_sample(observed, batch):
+                return batch.rows
+            runs = batch.rows > 1
+        if self.sample == "row":
+            probe.order(observed, batch.repeated(1))
+            return 1
+        try:
+            if probe.agree(observed, probe.pooled(observed, whole.one_by_one()), whole):
+                return 1
+        except Failed:
+            if not runs:
+                raise
+        raise InputError(self._mixed)
+
+    @property
+    def _mixed(self) -> str:
+        return (
+            f"{self.name}: what comes into its BatchNormalizations for a row of the data depends on the "
+            "other rows (or on chance); pass sample='batch' if axis 0 does not count samples, so that each "
+            "batch is run as it is, or sample='row' to run rows one by one"
+        )
 
     def _plan(self, observed: Observed, batches: Batches, way: _Way) -> tuple[Levels, Room]:
         """Levels, the same in all processes, and the room for passes in this one."""
@@ -321,9 +391,22 @@ class _Job:
             return probe.levels(observed, batch.repeated(1), order), 0
         return [[i] for i in order], probe.held(observed, batch) if self.cache == "auto" else 0
 
-    def _key(self, batches: Batches) -> str:
+    def _need_same_everywhere(self) -> None:
+        """Refuse processes that do not do the same: what they have measured could not be put together."""
+        if self.ranks.size == 1:
+            return
+        how = (self.gate, self.sample, self.cache, self.resume is None)
+        told = self.ranks.together(lambda: (self._key(self.micro_batch), how))
+        unlike = [rank for rank, one in enumerate(told) if one != told[0]]
+        if unlike:
+            raise InputError(
+                f"{self.name}: rank {unlike[0]} has another module than rank 0, or other options; load the "
+                "same weights and buffers in all processes, and give the same options"
+            )
+
+    def _key(self, rows: int | None) -> str:
         """What moments depend on besides the data."""
-        made_by = (torch.__version__, self.method, self.estimator, batches.rows, sorted(self.leave))
+        made_by = (torch.__version__, self.method, self.estimator, rows, sorted(self.leave))
         told = hashlib.blake2b(repr(made_by).encode())
         for path, part in self.module.named_modules():
             told.update(f"{path} {type(part).__qualname__}".encode())
@@ -336,6 +419,28 @@ class _Job:
 _AS_IT_IS = 0  # rows of a batch that cannot be taken apart
 
 
+def _need_known(choices: Mapping[str, str]) -> None:
+    known = {
+        "method": tuple(Method),
+        "variance": ("population", "sample"),
+        "cache": tuple(_WAYS),
+        "sample": ("auto", "row", "batch"),
+    }
+    for what, given in choices.items():
+        if given not in known[what]:
+            raise InputError(f"{what} is {given!r}; known are {', '.join(known[what])}")
+
+
+def _need_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            f"{type(model).__name__}: a ScriptModule runs past Python, where nothing can be measured; give "
+            "the module that it was made from, or recalibrate its ONNX model"
+        )
+
+
 def _bare(model: nn.Module) -> nn.Module:
     """The module inside those that torch puts around one."""
     while True:
@@ -345,6 +450,14 @@ def _bare(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """What `torch.compile` has made runs as it was written, where it can be measured."""
+    if "torch._dynamo" not in sys.modules:  # then there is nothing, and it would take seconds to load
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _as_it_is(batch: Any) -> Any:
