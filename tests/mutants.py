@@ -398,7 +398,7 @@ MUTANTS = [
     M("sweep", "a failed proof passes", "off.limit_used > 1 and", "False and"),
     M("sweep", "a journal is not read", "if all(i in remembered for", "if False and all(i in remembered for"),
     M("sweep", "neighbours are not looked at", "all(final[i] == moments[i] for i in final)", "True"),
-    M("samples", "samples keep their neighbours", "if shifted and kind not in known", "if False"),
+    M("samples", "samples keep their neighbours", "max(1, full // 2) if shifted and", "full if True or"),
     M("stages", "chance hides in functions", "(*self._before, *self._hidden)", "self._before"),
     M("sweep", "statistics beyond a type pass",
       "if not np.isfinite(numbers", "if False and not np.isfinite(numbers"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -21,11 +22,14 @@ from bnfold import (
     Difference,
     FoldReport,
     InspectReport,
+    LayerReport,
+    Method,
     Metrics,
     OptimizeReport,
     Outcome,
     OutputCheck,
     Reason,
+    RecalibrateReport,
     RuntimeCheck,
     RuntimeReport,
     TensorCheck,
@@ -36,6 +40,7 @@ from bnfold.render import as_json
 from bnfold.render.comparison import compared
 from bnfold.render.page import Page, printable
 from bnfold.render.reasons import markdown
+from bnfold.render.recalibration import recalibrated
 from bnfold.render.text import explained, inspected, optimized, reasons
 
 ROOT = Path(__file__).parent.parent
@@ -289,7 +294,7 @@ class TestPage:
 class TestJson:
     def test_order_and_types(self) -> None:
         data = json.loads(as_json(report(kept("bn", Reason.PADDING))))
-        assert list(data) == ["schema_version", "source", "target", "fold", "verification"]
+        assert list(data) == ["schema_version", "source", "target", "fold", "verification", "recalibration"]
         names = "reference candidate verdict tolerance seed differences algebra runtime certificate message"
         assert list(data["verification"]) == names.split()
         assert "formulas" not in data["fold"]
@@ -391,3 +396,64 @@ class TestReasons:
         command = [sys.executable, "-m", "bnfold.render.reasons"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
         assert done.stdout.decode() == markdown()
+
+
+def layer(name: str = "norm", **figures: float) -> LayerReport:
+    facts: dict[str, Any] = {
+        **{"level": 0, "channels": 4, "samples": 40, "count": 160, "dead": 0, "untouched": False},
+        **{"mean_drift": 0.1, "var_drift": 0.2, "output_drift": 0.3, "mean_error": 0.01, "var_error": 0.02},
+        **{"mean_gap": 1e-8, "var_gap": 2e-8, "limit_used": 0.02},
+    }
+    return LayerReport(name=name, **facts | figures)
+
+
+def recalibration(*layers: LayerReport, **facts: Any) -> RecalibrateReport:
+    usual: dict[str, Any] = {
+        **{"source": "in.onnx", "target": "out.onnx", "method": Method.EXACT, "variance": "population"},
+        **{"samples": 40, "micro_batch": 32, "levels": 3, "cache": "ram", "processes": 1},
+    }
+    return RecalibrateReport(layers=layers, **usual | facts)
+
+
+class TestRecalibrated:
+    def text(self, report: RecalibrateReport, **page: Any) -> str:
+        return " ".join(recalibrated(report, Page(**page)).split())
+
+    def test_what_a_reader_needs(self) -> None:
+        text = self.text(recalibration(layer("small"), layer("large", output_drift=2.0)))
+        assert "in.onnx: 2 BatchNormalizations recalibrated" in text
+        assert "Recalibrated on 40 samples exactly, level by level; 3 levels." in text
+        assert "Verified: in the finished model, means are off by 1e-08 standard deviations at most" in text
+        assert "Least certain: small, with a standard error of 0.02." in text
+        assert text.index("large 0 4") < text.index("small 0 4")  # the one that moved most comes first
+        assert text.endswith("Written to out.onnx.")
+
+    def test_what_should_worry(self) -> None:
+        found = recalibration(
+            layer(mean_error=0.5, dead=2, untouched=True), notes=("something odd",), target=None, processes=3
+        )
+        text = self.text(found)
+        for words in (
+            "0.5: more samples would be better",
+            "2 channels had no variance",
+            "1 had never been trained",
+        ):
+            assert words in text
+        assert "- something odd" in text and "in 3 processes" in text and "this was a dry run" in text
+
+    def test_one_sample(self) -> None:
+        infinite = float("inf")
+        found = recalibration(layer(mean_error=infinite, var_error=infinite, var_drift=infinite))
+        assert "A single sample does not tell how certain" in self.text(found)
+
+    def test_one_pass_claims_nothing(self) -> None:
+        text = self.text(recalibration(layer(mean_gap=0.3), method=Method.ONEPASS))
+        assert "Verified" not in text and "off by 0.3 standard deviations" in text
+
+    def test_many_layers_and_odd_names(self) -> None:
+        layers = [layer(f"a/very/long/name/of/a/layer/{i}/\x1b[31m" * 2) for i in range(30)]
+        for width in (40, 80, 120):
+            lines = recalibrated(recalibration(*layers), Page(width=width)).splitlines()
+            assert len(lines) <= (SCREEN if width >= 80 else 40) and not any("\x1b" in line for line in lines)
+            assert "... and 18 that changed less; -v lists all." in " ".join(" ".join(lines).split())
+        assert recalibrated(recalibration(*layers), Page(verbose=True)).count("sd ") == 30
