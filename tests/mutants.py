@@ -63,7 +63,7 @@ TESTS = {
     "network": _RECALIBRATION,
     "samples": ["test_samples", *_RECALIBRATION],
     "journal": _RECALIBRATION,
-    "session": ["test_session", *_RECALIBRATION],
+    "runtime": ["test_session", *_RECALIBRATION],
     **{f"pytorch/{name}": ["test_pytorch_fold", "test_pytorch_traps"] for name in _OF_MODULES},
 }
 """Where the faults of each module ought to be noticed."""
@@ -421,7 +421,7 @@ MUTANTS = [
     M("network", "what is kept is not gone on with", "level - 1 == self._passed", "level == self._passed"),
     M("network", "the first sample is at fault", "int(np.argmin(found.finite))", "0"),
     M("journal", "any run's journal will do", "if key != self._key:", "if False:"),
-    M("session", "what was kept stays", "return self._kept.pop(key, {})", "return self._kept.get(key, {})"),
+    M("runtime", "what was kept stays", "return self._kept.pop(key, {})", "return self._kept.get(key, {})"),
     M("pytorch/windows", "any axes are positions", 'if a.get("dimensions") != len(dims) - 2:', "if False:"),
 ]
 # fmt: on

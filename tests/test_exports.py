@@ -18,10 +18,10 @@ FIXTURE = ROOT / "fixtures" / "digits.onnx"
 
 # A module imports only what stands in a line above its own.
 LAYERS = """
-errors later kinds formulas moments multiset recalibration verification shapes wire enclosures declared
+errors later kinds formulas moments multiset pipes recalibration verification shapes wire enclosures declared
 evaluate.outcome
-nudge report double_double origin wellformed session feeds measure structure evaluate.block evaluate.file
-estimate places ranks stages
+nudge report double_double origin wellformed runtime feeds measure structure evaluate.block evaluate.file
+estimate places ranks session stages
 journal
 affine nodes write given samples sweep evaluate.node
 reference.edges
@@ -77,7 +77,7 @@ __main__
 
 # Each outside package that is slow to import or somebody else's, and who may know it.
 GUESTS = {
-    "onnxruntime": {"session"},
+    "onnxruntime": {"runtime"},
     "torch": {"pytorch"},
     "safetensors": {"pytorch"},
     "click": {"cli"},
@@ -88,7 +88,7 @@ GUESTS = {
 FOLDING = """affine arithmetic carriers chains constants double_double edit facts fold model moves nodes
 origin plan rules selections shapes sinks sources wellformed wire write"""
 CHECKING = """algebra_gate alike borrow certificate declared enclosures evaluate feeds given lane measure
-nudge recompute rounding runtime_gate session structure tensors verify"""
+nudge recompute rounding runtime runtime_gate session structure tensors verify"""
 
 
 @cache

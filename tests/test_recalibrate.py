@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 import bnfold
-from bnfold import InputError, NotCalibrated, OutputError, RecalibrateReport
+from bnfold import InputError, NotCalibrated, OutputError, RecalibrateReport, runtime
 from bnfold.network import OnnxNetwork
-from bnfold.session import Session
 
 Array = NDArray[Any]
 
@@ -806,7 +804,7 @@ class TestRefusals:
         code = (
             "import resource, runpy, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
             "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
-            f"runpy.run_path({sys.modules[Session.__module__].__file__!r}, run_name='__main__')"
+            f"runpy.run_path({runtime.__file__!r}, run_name='__main__')"
         )
         start = subprocess.Popen
 

@@ -455,5 +455,5 @@ class TestRecalibrated:
         for width in (40, 80, 120):
             lines = recalibrated(recalibration(*layers), Page(width=width)).splitlines()
             assert len(lines) <= (SCREEN if width >= 80 else 40) and not any("\x1b" in line for line in lines)
-            assert "... and 18 that changed less; -v lists all." in " ".join(" ".join(lines).split())
+            assert "... and 20 that changed less; -v lists all." in " ".join(" ".join(lines).split())
         assert recalibrated(recalibration(*layers), Page(verbose=True)).count("sd ") == 30

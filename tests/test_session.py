@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import onnx
 import pytest
 from onnx import helper, parser
 
-from bnfold import session as session_module
+from bnfold import runtime
 from bnfold.errors import InputError
 from bnfold.session import Lost, Session, Unrunnable
 
@@ -150,20 +149,14 @@ def test_it_needs_no_main_guard_and_leaves_onnxruntime_to_the_child(tmp_path: Pa
     assert (done.stdout, done.stderr) == ("[[1.0, 2.0]]\n", "")
 
 
-def test_modules_beside_it_shadow_no_others_in_the_child(tmp_path: Path) -> None:
-    path = tmp_path / "session.py"
-    path.write_text(Path(session_module.__file__).read_text())
+def test_modules_beside_it_shadow_no_others_in_the_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runtime.py").write_text(Path(runtime.__file__).read_text())
     (tmp_path / "json.py").write_text("raise RuntimeError('shadowed')")
-    spec = importlib.util.spec_from_file_location("copied_session", path)
-    assert spec is not None and spec.loader is not None
-    copied = importlib.util.module_from_spec(spec)
-    sys.modules["copied_session"] = copied  # dataclasses look their module up there
-    try:
-        spec.loader.exec_module(copied)
-        with copied.Session() as session:
-            session.open(save(tmp_path / "m.onnx", SCALED))
-    finally:
-        del sys.modules["copied_session"]
+    monkeypatch.setattr(runtime, "__file__", str(tmp_path / "runtime.py"))
+    with Session() as session:
+        session.open(save(tmp_path / "m.onnx", SCALED))
 
 
 def test_an_unknown_provider_is_an_error_that_names_those_there_are(tmp_path: Path) -> None:

@@ -16,12 +16,10 @@ import torch
 
 from ..errors import BnfoldError
 from ..estimate import Layer, Statistics
-from ..moments import Moments, SampleMoments
+from ..moments import Gathering, SampleMoments
 from ..sweep import Measured
 from .batches import Batches, MicroBatch
 from .observed import Enough, Failed, Observed, Pass, moments_of
-
-_MANY = 256  # samples
 
 Progress = Callable[[int, int | None], None]
 
@@ -95,7 +93,7 @@ class ModuleNetwork:
             Unkept: The passes cannot stand still, or the module does not bear it.
             InputError: The module cannot run on the data, or what comes into a normalization is not finite.
         """
-        moments = {i: _Gathering(self.layers[i].channels) for i in chosen}
+        moments = {i: Gathering(self.layers[i].channels) for i in chosen}
         if self._keeps and len(chosen) == 1 < len(self.layers):
             self._measure_standing(chosen[0], moments[chosen[0]])
         else:
@@ -119,7 +117,7 @@ class ModuleNetwork:
             one.fork.close()
         self._standing = None
 
-    def _run(self, batch: MicroBatch, moments: Mapping[int, _Gathering], batch_statistics: bool) -> None:
+    def _run(self, batch: MicroBatch, moments: Mapping[int, Gathering], batch_statistics: bool) -> None:
         left = set(moments)
 
         def visit(i: int, x: torch.Tensor) -> None:
@@ -136,7 +134,7 @@ class ModuleNetwork:
 
         self._observed.run(batch, visit)
 
-    def _measure_standing(self, i: int, moments: _Gathering) -> None:
+    def _measure_standing(self, i: int, moments: Gathering) -> None:
         for one in self._passes():
             if one.at is None or one.at[0] in self.statistics:
                 self._go_on(one)
@@ -187,36 +185,6 @@ class ModuleNetwork:
         self._done += len(batch.indices)
         if self._progress is not None:
             self._progress(self._done, self._total)
-
-
-class _Gathering:
-    """The moments of a layer. They are added up many at a time, since the exact sums take long to begin."""
-
-    def __init__(self, channels: int) -> None:
-        self._moments = Moments(channels)
-        self._waiting: list[SampleMoments] = []
-        self._samples = 0  # that wait
-
-    def add(self, found: SampleMoments) -> None:
-        if self._waiting and self._waiting[0].size != found.size:
-            self._add_up()
-        self._waiting.append(found)
-        self._samples += len(found.mean)
-        if self._samples >= _MANY:
-            self._add_up()
-
-    def all(self) -> Moments:
-        self._add_up()
-        return self._moments
-
-    def _add_up(self) -> None:
-        if self._waiting:
-            mean, m2 = (
-                np.concatenate(parts) for parts in zip(*((s.mean, s.m2) for s in self._waiting), strict=True)
-            )
-            self._moments.add(SampleMoments(self._waiting[0].size, mean, m2))
-            self._waiting.clear()
-            self._samples = 0
 
 
 def _pooled(found: SampleMoments) -> Statistics:

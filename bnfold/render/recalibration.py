@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ..recalibration import LayerReport, Method, RecalibrateReport
 from .page import Ink, Page, called, many, printable, table
 
-_SCREENFUL = 12  # layers in a table, the most changed first
+_SCREENFUL = 10  # layers in a table, the most changed first
 _UNCERTAIN = 0.1  # a standard error that may cost accuracy
 
 _HEAD = ("layer", "level", "channels", "mean moved", "variance moved", "output moved", "uncertainty")
