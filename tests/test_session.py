@@ -212,3 +212,27 @@ def test_types_that_onnxruntime_takes_from_no_array() -> None:
         session.open(model("g (bfloat16[1] x) => (float[1] y) { y = Cast<to = 1>(x) }").SerializeToString())
         with pytest.raises(Unrunnable, match="input 'x': onnxruntime takes no array of bfloat16"):
             session.run({"x": np.ones(1, ml_dtypes.bfloat16)})
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_what_is_kept_is_had_once(on_disk: bool, tmp_path: Path) -> None:
+    """Else a sweep over many samples would hold every level of them."""
+    x = np.array([[1, 2], [3, 5]], np.float32)
+    with Session() as session:
+        session.hold(tmp_path if on_disk else None)
+        session.open(save(tmp_path / "m.onnx", SCALED))
+        first = session.measure({"x": x}, 7, keep=["x"], measure=["x", "y"], samples=2)
+        assert first.kept == {"x": (np.dtype(np.float32), 16)}
+        np.testing.assert_array_equal(first.moments["y"].mean, x * [1, 2])
+        again = session.measure({}, 7, measure=["y"], samples=2)
+        np.testing.assert_array_equal(again.moments["y"].mean, x * [1, 2])
+        assert not list(tmp_path.glob("*.npz"))
+        with pytest.raises(Unrunnable, match="x"):
+            session.measure({}, 7, measure=["y"], samples=2)
+
+
+def test_rows_that_no_sample_can_have(tmp_path: Path) -> None:
+    with Session() as session:
+        session.open(save(tmp_path / "m.onnx", SCALED))
+        with pytest.raises(Unrunnable, match="'y' cannot be measured: 3 rows cannot belong to 2 samples"):
+            session.measure({"x": np.ones((3, 2), np.float32)}, 0, measure=["y"], samples=2)
