@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
+from .changes import Changes
 from .formulas import Formula
 from .recalibration import RecalibrateReport
 from .verification import TensorCheck, Verdict, VerifyReport
@@ -338,6 +339,7 @@ class OptimizeReport:
             changed.
         recalibration: What was done to the statistics before; None if nothing was. The original that the
             result was compared with is then the recalibrated one.
+        changes: What became of the graph, for pictures; None when not asked for. Not part of `as_dict`.
     """
 
     source: str
@@ -345,6 +347,7 @@ class OptimizeReport:
     fold: FoldReport
     verification: VerifyReport | None
     recalibration: RecalibrateReport | None = None
+    changes: Changes | None = None
 
 
 @dataclass(frozen=True)
@@ -388,6 +391,7 @@ class ExportReport:
         verification: The folded model against the exported one; None when it was not asked for, or nothing
             was folded.
         module: The result against the module; None when not asked for.
+        changes: As for `OptimizeReport`.
     """
 
     source: str
@@ -400,6 +404,7 @@ class ExportReport:
     fold: FoldReport | None
     verification: VerifyReport | None
     module: ModuleCheck | None
+    changes: Changes | None = None
 
 
 @dataclass(frozen=True)
@@ -435,20 +440,49 @@ class InspectReport:
         source: The model that was read.
         batchnorms: One entry per BatchNormalization.
         fold: What `fold` would do.
+        changes: What would become of the graph, as for `OptimizeReport`.
     """
 
     source: str
     batchnorms: tuple[BatchNormFacts, ...]
     fold: FoldReport
+    changes: Changes | None = None
+
+    @property
+    def foldable(self) -> tuple[BatchNormFacts, ...]:
+        """The BatchNormalizations that would be gone."""
+        stay = (Outcome.KEPT, Outcome.MERGED)
+        return tuple(b for b in self.batchnorms if b.decision.outcome not in stay)
 
 
-def as_dict(
-    report: OptimizeReport | ExportReport | InspectReport | VerifyReport | RecalibrateReport,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class FailureReport:
+    """A command that came to no result.
+
+    Attributes:
+        source: What the user calls the model; "" when it did not come that far.
+        message: What, where, why, and what to do.
+        exit_code: What the command line answers.
+    """
+
+    source: str
+    message: str
+    exit_code: int
+
+
+Report: TypeAlias = (
+    OptimizeReport | ExportReport | InspectReport | VerifyReport | RecalibrateReport | FailureReport
+)
+
+
+def as_dict(report: Report) -> dict[str, Any]:
     """The report as JSON-ready data, with its `schema_version`."""
-    if isinstance(report, VerifyReport | RecalibrateReport) or report.fold is None:
-        return {"schema_version": SCHEMA_VERSION, **asdict(report)}
-    # Formulas share parts, which no JSON can.
-    data = asdict(replace(report, fold=replace(report.fold, formulas={})))
-    del data["fold"]["formulas"]
+    if isinstance(report, OptimizeReport | ExportReport | InspectReport):
+        report = replace(report, changes=None)
+        if report.fold is not None:  # its formulas share parts, which no JSON can
+            report = replace(report, fold=replace(report.fold, formulas={}))
+    data = asdict(report)
+    data.pop("changes", None)
+    if data.get("fold") is not None:
+        del data["fold"]["formulas"]
     return {"schema_version": SCHEMA_VERSION, **data}

@@ -18,7 +18,8 @@ FIXTURE = ROOT / "fixtures" / "digits.onnx"
 
 # A module imports only what stands in a line above its own.
 LAYERS = """
-errors later kinds formulas moments multiset pipes recalibration verification shapes wire enclosures declared
+changes declared enclosures errors formulas kinds later moments multiset pipes recalibration shapes wire
+verification
 evaluate.outcome
 nudge report double_double origin wellformed runtime feeds measure structure evaluate.block evaluate.file
 estimate places ranks session stages
@@ -66,8 +67,8 @@ pytorch.plain pytorch.state_dict
 pytorch.load
 pytorch.export
 __init__
-render.page
-render.comparison render.recalibration
+render.page render.surroundings
+render.comparison render.digest render.recalibration
 render.text render.reasons render
 cli.options cli.terminal
 cli.program

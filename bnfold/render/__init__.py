@@ -6,14 +6,10 @@ import json
 import math
 from typing import Any
 
-from ..recalibration import RecalibrateReport
-from ..report import ExportReport, InspectReport, OptimizeReport, as_dict
-from ..verification import VerifyReport
+from ..report import Report, as_dict
 
 
-def as_json(
-    report: OptimizeReport | ExportReport | InspectReport | VerifyReport | RecalibrateReport,
-) -> str:
+def as_json(report: Report) -> str:
     """The report as JSON, in the order of its fields; numbers that JSON does not have become null."""
     return json.dumps(_finite(as_dict(report)), indent=2, allow_nan=False)
 

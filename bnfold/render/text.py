@@ -256,7 +256,7 @@ def _summary(report: InspectReport) -> str:
     source, found = called(report.source, "standard input"), report.batchnorms
     if not found:
         return f"{source}: no BatchNormalization"
-    would = sum(b.decision.outcome not in (Outcome.KEPT, Outcome.MERGED) for b in found)
+    would = len(report.foldable)
     parameters = sum(b.parameters or 0 for b in found)
     trained = sum(b.trained or 0 for b in found)
     sizes = f"{parameters:,} parameters, {trained:,} of them trained"
