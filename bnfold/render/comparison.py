@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from ..verification import (
     AlgebraReport,
     Certificate,
+    Difference,
     OutputCheck,
     RuntimeReport,
     TensorCheck,
@@ -28,24 +29,27 @@ _FAILING = 5
 
 def compared(report: VerifyReport, page: Page) -> str:
     """What `verify` found, on one screen."""
-    sentence = f"{called(report.candidate)} {_VERDICTS[report.verdict]} {called(report.reference)}"
-    headline, *rest = page.prose(f"{report.verdict.value.upper()}: {sentence}")
-    lines = [page.paint(headline, _INKS[report.verdict]), *rest]
+    first, *rest = page.prose(f"{report.verdict.value.upper()}: {sentence(report)}")
+    lines = [page.paint(first, _INKS[report.verdict]), *rest]
     if report.message:
         lines += ["", *page.prose(printable(report.message))]
     lines += [*_outputs(report.algebra, page), "", *_float64(report, page)]
     if report.runtime is not None:
         lines += _runtime(report.runtime, page)
     if report.certificate is not None:
-        lines += page.prose(f"Certificate: {_certificate(report.certificate)}", hang=2)
+        lines += page.prose(f"Certificate: {certified(report.certificate)}", hang=2)
     if report.differences:
         lines += ["", *page.prose("What the two say of themselves differs; this decides nothing here:")]
         for d in report.differences:
-            told = f"- {d.what}: {printable(d.reference)}; the candidate has {printable(d.candidate)}"
-            lines += page.prose(told, 2, 2)
+            lines += page.prose(f"- {unlike(d)}", 2, 2)
     if report.verdict is not Verdict.PASS:
-        lines += ["", *page.prose(_next(report))]
+        lines += ["", *page.prose(f"Next: {advice(report)}")]
     return "\n".join(lines)
+
+
+def sentence(report: VerifyReport) -> str:
+    """The verdict in words."""
+    return f"{called(report.candidate)} {_VERDICTS[report.verdict]} {called(report.reference)}"
 
 
 def proof(report: VerifyReport) -> str:
@@ -116,7 +120,7 @@ def _float64(report: VerifyReport, page: Page) -> Iterator[str]:
     fed = f"{many(len(algebra.feeds), 'feed')}, {many(algebra.draws, 'draw')} of nudged constants"
     yield from page.prose(f"{text} ({report.tolerance:g} is accepted; {fed}).", hang=2)
     for check in failing[:_FAILING]:
-        yield from page.prose(f"- beyond: {_told(check)}", 2, 2)
+        yield from page.prose(f"- beyond: {told(check)}", 2, 2)
     if len(failing) > _FAILING:
         yield f"  - and {len(failing) - _FAILING} more"
     moved = [check for check in checks if check.passed and check.problem]
@@ -136,7 +140,7 @@ def _each(checks: list[TensorCheck]) -> Iterator[tuple[str, str, str]]:
         yield printable(check.name), printable(check.node), f"{check.ratio:.2g}"
 
 
-def _told(check: TensorCheck) -> str:
+def told(check: TensorCheck) -> str:
     what = check.problem or f"{check.ratio:.3g} times its noise" + (f" at {check.part}" if check.part else "")
     return printable(f"'{check.name}' ({check.node or 'an input'}): {what}")
 
@@ -151,23 +155,28 @@ def _runtime(runtime: RuntimeReport, page: Page) -> Iterator[str]:
         yield from page.prose(f"- {printable(finding)}", 2, 2)
 
 
-def _certificate(certificate: Certificate) -> str:
+def unlike(d: Difference) -> str:
+    """What one says of itself, and what the other."""
+    return f"{d.what}: {printable(d.reference)}; the candidate has {printable(d.candidate)}"
+
+
+def certified(certificate: Certificate) -> str:
     if certificate.verdict is Verdict.PASS:
         numbers = f"{certificate.elements:,} numbers"
         return f"{many(certificate.parameters, 'folded constant')} ({numbers}), all correctly rounded."
     return printable(certificate.message)
 
 
-def _next(report: VerifyReport) -> str:
-    """What to do about it."""
+def advice(report: VerifyReport) -> str:
+    """What to do about a verdict that is no pass."""
     if report.verdict is Verdict.UNDECIDED:
-        return "Next: feed it what it is made for, with --inputs and --shape NAME=SIZE."
+        return "feed it what it is made for, with --inputs and --shape NAME=SIZE."
     culprit = report.culprit
     if culprit is None:
-        return "Next: run both with the same input in the runtime that you deploy to."
+        return "run both with the same input in the runtime that you deploy to."
     if any(output.check is culprit for output in report.algebra.outputs):
-        return "Next: compare what computes this output in the two files."
+        return "compare what computes this output in the two files."
     return (
-        f"Next: compare what computes '{printable(culprit.name)}' in the two files. If equal names do not "
+        f"compare what computes '{printable(culprit.name)}' in the two files. If equal names do not "
         "mean equal values there, compare the outputs alone: --outputs-only."
     )

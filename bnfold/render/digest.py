@@ -1,35 +1,42 @@
-"""A report in the few words that every form of it begins with: the verdict, why, what to do next."""
+"""A report in the few words that every form of it begins with: the verdict, why, what to do next.
+
+All its words are in one line each, with what a terminal might obey spelled out; whoever writes them into
+a file escapes what means something there.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
+import math
+import shlex
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
 
-from ..report import Report
+from ..changes import Changes
+from ..errors import BnfoldError
+from ..recalibration import Method, RecalibrateReport
+from ..report import (
+    ExportReport,
+    FailureReport,
+    FoldReport,
+    InspectReport,
+    OptimizeReport,
+    Reason,
+    Report,
+)
+from ..verification import Verdict, VerifyReport
+from .cases import Case, Status, against_module, comparison, layers, sites, worst_first
+from .comparison import advice, certified, sentence
+from .page import called, many, printable
+from .text import export_headline, headline, summary
 
+__all__ = ["Case", "Digest", "Status", "digest"]
 
-class Status(StrEnum):
-    """What is said at the top, and what a test runner makes of it."""
-
-    PASS = "pass"
-    FAIL = "fail"
-    UNDECIDED = "undecided"
-    ERROR = "error"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One thing that was looked at, as a test runner counts it.
-
-    Attributes:
-        name: What: "output 'y'", "BatchNormalization 'bn1'", "onnxruntime".
-        status: What was found.
-        message: What is wrong, or why it stays and what to do, or what was done; may be "".
-    """
-
-    name: str
-    status: Status
-    message: str = ""
+_STATUS = {Verdict.PASS: Status.PASS, Verdict.FAIL: Status.FAIL, Verdict.UNDECIDED: Status.UNDECIDED}
+_EXIT = {1: Status.FAIL, 3: Status.UNDECIDED}  # all others are errors
+_BUG = 4  # the exit code
+_NOT_VERIFIED = "the result was not compared with what it was made from, as asked"
+_Figures = Iterator[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -38,13 +45,13 @@ class Digest:
 
     Attributes:
         report: All of it.
-        command: What was run: "optimize".
+        command: What was run: "optimize"; "" for a failure.
         source: The model, as its user calls it.
         status: The verdict.
         headline: What happened, in a sentence.
-        message: What decided; "" on a pass.
+        message: What decided; "" on a pass, unless something was not asked for.
         figures: Names and values that people ask for first, in order: "BatchNormalizations after", "0".
-        cases: The worst first.
+        cases: The worst first; the first is the verdict itself. All pass exactly if the whole does.
         next: What to do now, a sentence each.
     """
 
@@ -57,3 +64,341 @@ class Digest:
     figures: tuple[tuple[str, str], ...]
     cases: tuple[Case, ...]
     next: tuple[str, ...]
+
+
+def digest(
+    report: Report, *, fail_on: Collection[str] = frozenset(), error: BnfoldError | None = None
+) -> Digest:
+    """The digest of a report.
+
+    Args:
+        report: Of any kind.
+        fail_on: "foldable" lets an inspection fail that found BatchNormalizations that would fold.
+        error: What carried the report, if something did; it decides then.
+    """
+    match report:
+        case OptimizeReport():
+            found = _optimized(report)
+        case ExportReport():
+            found = _exported(report)
+        case InspectReport():
+            found = _inspected(report, fail_on)
+        case VerifyReport():
+            found = _verified(report)
+        case RecalibrateReport():
+            found = _recalibrated(report)
+        case FailureReport():
+            found = _failed(report)
+    if error is not None:
+        status, message = _EXIT.get(error.exit_code, Status.ERROR), str(error)
+        found = replace(found, status=status, message=message, next=_after(report, status))
+    verdict = Case(f"verdict of {found.command}" if found.command else "verdict", found.status, _why(found))
+    return replace(found, cases=(verdict, *worst_first(found.cases)))
+
+
+def _why(found: Digest) -> str:
+    return found.message if found.status is not Status.PASS else found.headline
+
+
+def _optimized(report: OptimizeReport) -> Digest:
+    source, recalibration = called(report.source, "standard input"), report.recalibration
+    parts = [sites(report.fold.decisions), _compared(report.verification)]
+    if recalibration is not None:
+        parts.append(layers(recalibration))
+    status, message = _of(report.verification)
+    if report.fold.modified and report.verification is None:
+        message = _NOT_VERIFIED
+    return Digest(
+        report,
+        "optimize",
+        source,
+        status,
+        _not_written(source, status) or headline(report.source, report.fold),
+        message,
+        (
+            *_fold_figures(report.fold),
+            *_size_figures(report.changes),
+            *(() if report.verification is None else _comparison_figures(report.verification)),
+            *(() if recalibration is None else _recalibration_figures(recalibration)),
+        ),
+        tuple(chain(*parts)),
+        _after(report, status),
+    )
+
+
+def _exported(report: ExportReport) -> Digest:
+    source, fold, check = called(report.source), report.fold, report.module
+    status, message = _of(report.verification)
+    if status is Status.PASS and check is not None:
+        status, message = _STATUS[check.verdict], printable(check.message)
+    if status is Status.PASS and check is None:
+        message = _NOT_VERIFIED
+    figures = list(_fold_figures(fold)) if fold else [("BatchNormalizations", str(report.batchnorms))]
+    figures += _size_figures(report.changes)
+    figures.append(("ONNX opset", str(report.opset)))
+    if check is not None and check.outputs:
+        worst = max(check.outputs, key=lambda output: output.ratio)
+        figures.append(("worst ratio against the module", f"{worst.ratio:.3g}"))
+        figures.append(("worst output against the module", printable(worst.name)))
+    figures += () if report.verification is None else _comparison_figures(report.verification)
+    return Digest(
+        report,
+        "export",
+        source,
+        status,
+        _not_written(source, status) or export_headline(report),
+        message,
+        tuple(figures),
+        tuple(
+            chain(
+                sites(fold.decisions if fold else ()),
+                () if check is None else against_module(check),
+                _compared(report.verification),
+            )
+        ),
+        _after(report, status),
+    )
+
+
+def _inspected(report: InspectReport, fail_on: Collection[str]) -> Digest:
+    unwanted = report.foldable if "foldable" in fail_on else ()
+    status = Status.FAIL if unwanted else Status.PASS
+    message = ""
+    if unwanted:
+        names = ", ".join(f"'{printable(b.node)}'" for b in unwanted[:3])
+        more = f" and {len(unwanted) - 3} more" if len(unwanted) > 3 else ""
+        message = f"{many(len(unwanted), 'BatchNormalization')} could be folded, and none should be left: "
+        message += names + more
+    return Digest(
+        report,
+        "inspect",
+        called(report.source, "standard input"),
+        status,
+        summary(report),
+        message,
+        (
+            ("BatchNormalizations", str(len(report.batchnorms))),
+            ("BatchNormalizations that would fold", str(len(report.foldable))),
+            ("parameters of BatchNormalizations", str(sum(b.parameters or 0 for b in report.batchnorms))),
+            ("nodes", str(report.fold.before.nodes)),
+            ("nodes after a fold", str(report.fold.after.nodes)),
+            *_size_figures(report.changes),
+        ),
+        tuple(sites(report.fold.decisions, {b.decision for b in unwanted})),
+        _after(report, status),
+    )
+
+
+def _verified(report: VerifyReport) -> Digest:
+    status, message = _of(report)
+    return Digest(
+        report,
+        "verify",
+        called(report.candidate),
+        status,
+        sentence(report),
+        message,
+        tuple(_comparison_figures(report)),
+        tuple(comparison(report)),
+        _after(report, status),
+    )
+
+
+def _recalibrated(report: RecalibrateReport) -> Digest:
+    source = called(report.source, "standard input")
+    proven = report.method is Method.ONEPASS or report.is_exact
+    status = Status.PASS if proven else Status.FAIL
+    message = ""
+    if report.method is Method.ONEPASS:
+        message = "one pass claims no exactness: what comes in is not quite what is stored"
+    elif not proven:
+        message = "the finished model does not have the statistics that it stores"
+    return Digest(
+        report,
+        "recalibrate",
+        source,
+        status,
+        f"{source}: {many(len(report.layers), 'BatchNormalization')} recalibrated",
+        message,
+        tuple(_recalibration_figures(report)),
+        tuple(layers(report)),
+        _after(report, status),
+    )
+
+
+def _failed(report: FailureReport) -> Digest:
+    source = called(report.source, "standard input")
+    status = _EXIT.get(report.exit_code, Status.ERROR)
+    return Digest(
+        report,
+        "",
+        source,
+        status,
+        f"{source}: no result" if source else "No result",
+        printable(report.message),
+        (),
+        (),
+        _after(report, status),
+    )
+
+
+# Verdicts
+
+
+def _of(verification: VerifyReport | None) -> tuple[Status, str]:
+    if verification is None:
+        return Status.PASS, ""
+    return _STATUS[verification.verdict], printable(verification.message)
+
+
+def _compared(verification: VerifyReport | None) -> Iterable[Case]:
+    return () if verification is None else comparison(verification)
+
+
+def _not_written(source: str, status: Status) -> str:
+    if status is Status.FAIL:
+        return f"{source}: the result is not the same function; nothing was written"
+    if status is Status.UNDECIDED:
+        return f"{source}: whether the result is the same function is not decided; nothing was written"
+    return ""
+
+
+# Figures
+
+
+def _fold_figures(fold: FoldReport) -> _Figures:
+    for name, before, after in (
+        ("BatchNormalizations", fold.before.batchnorms, fold.after.batchnorms),
+        ("Mul, Add, ... by a constant", fold.before.affines, fold.after.affines),
+        ("nodes", fold.before.nodes, fold.after.nodes),
+    ):
+        yield f"{name} before", str(before)
+        yield f"{name} after", str(after)
+
+
+def _size_figures(changes: Changes | None) -> _Figures:
+    if changes is not None:
+        for when, size in (("before", changes.before), ("after", changes.after)):
+            yield f"parameters {when}", str(size.parameters)
+            yield f"bytes of weights {when}", str(size.bytes)
+
+
+def _comparison_figures(report: VerifyReport) -> _Figures:
+    algebra = report.algebra
+    yield "verdict", report.verdict.value
+    checks = [*algebra.tensors, *(o.check for o in algebra.outputs if o.check is not None)]
+    if checks:
+        worst = max(checks, key=lambda check: check.ratio)
+        yield "worst ratio", f"{worst.ratio:.3g}"
+        yield "worst tensor", printable(worst.name)
+    if report.culprit is not None:
+        yield "first tensor beyond tolerance", printable(report.culprit.name)
+    yield "tolerance", f"{report.tolerance:g}"
+    yield "tensors compared", str(len(checks))
+    if report.certificate is not None:
+        yield "folded constants", certified(report.certificate).rstrip(".")
+    if report.runtime is not None:
+        yield "onnxruntime", report.runtime.verdict.value
+
+
+def _recalibration_figures(report: RecalibrateReport) -> _Figures:
+    yield "recalibrated", many(len(report.layers), "BatchNormalization")
+    yield "method", report.method.value
+    yield "samples", str(report.samples)
+    yield "levels", str(report.levels)
+    if report.layers:
+        gap = max(max(layer.mean_gap, layer.var_gap) for layer in report.layers)
+        error = max(max(layer.mean_error, layer.var_error) for layer in report.layers)
+        yield "worst gap", f"{gap:.3g}"
+        yield "largest standard error", f"{error:.3g}" if math.isfinite(error) else "unknown: one sample"
+
+
+# What to do
+
+
+def _after(report: Report, status: Status) -> tuple[str, ...]:
+    match report:
+        case OptimizeReport() | ExportReport():
+            return tuple(_after_fold(report, status))
+        case InspectReport():
+            return tuple(_after_look(report))
+        case VerifyReport() if status is Status.PASS:
+            return (
+                f"Deploy {called(report.candidate)}; it can take the place of {called(report.reference)}.",
+            )
+        case VerifyReport():
+            told = advice(report)
+            return (told[0].upper() + told[1:],)
+        case RecalibrateReport():
+            return tuple(_after_recalibration(report, status))
+        case FailureReport(exit_code=code) if code == _BUG:
+            return ("Report it as a bug of bnfold, with the message and, if you can, the model.",)
+        case FailureReport():
+            return ("Mend what the message names, then run the command again.",)
+
+
+def _after_fold(report: OptimizeReport | ExportReport, status: Status) -> Iterator[str]:
+    unchecked = report.module is None if isinstance(report, ExportReport) else report.verification is None
+    modified = isinstance(report, ExportReport) or report.fold.modified
+    if status is Status.UNDECIDED:
+        yield (
+            f"Keep {called(report.source, 'the original')}: it was not replaced. --verify none writes the "
+            "result unchecked; compare it then in the runtime that you deploy to."
+        )
+    elif status is Status.ERROR:
+        yield "Mend what the message names, then run the command again."
+    elif status is Status.FAIL:
+        yield (
+            f"Keep {called(report.source, 'the original')}: nothing was written. Please report this as a bug "
+            "of bnfold, with the model if you can."
+        )
+    elif report.target is None:
+        yield "Run it again without --dry-run to write the result."
+    elif not modified:
+        yield f"Deploy {called(report.target, 'what was written')} or the original: they are the same."
+    elif unchecked and isinstance(report, OptimizeReport):
+        yield f"Compare before you deploy: {_command('verify', report.source, report.target)}."
+    elif unchecked:
+        yield "Run it again without --verify none before you deploy it."
+    else:
+        yield f"Deploy {called(report.target, 'what was written')}; it computes the same function."
+    if status is Status.PASS and report.fold is not None:
+        yield from _about_kept(report.fold)
+
+
+def _after_look(report: InspectReport) -> Iterator[str]:
+    if report.foldable:
+        yield f"Fold: {_command('optimize', report.source)}."
+    elif not report.batchnorms:
+        yield "Nothing to do: there is no BatchNormalization."
+    else:
+        yield "Nothing to fold here."
+    yield from _about_kept(report.fold)
+
+
+def _about_kept(fold: FoldReport) -> Iterator[str]:
+    """What could be done about those that stay, the most frequent reason first."""
+    kept: dict[Reason, int] = {}
+    for d in fold.kept:
+        if d.batchnorms and d.reason is not None:
+            kept[d.reason] = kept.get(d.reason, 0) + d.batchnorms
+    for reason, number in sorted(kept.items(), key=lambda item: -item[1]):
+        if not reason.remedy.startswith("Nothing to do"):
+            yield f"{many(number, 'BatchNormalization')} may fold otherwise ({reason}): {reason.remedy}"
+
+
+def _after_recalibration(report: RecalibrateReport, status: Status) -> Iterator[str]:
+    if status is not Status.PASS:
+        yield "Nothing was written: use more samples, or samples that are the same in every pass."
+    elif report.target is None:
+        yield "Run it again without --dry-run to write the result."
+    else:
+        target = called(report.target, "what was written")
+        yield f"Measure the accuracy of {target} on data that it was not recalibrated on."
+        if report.target != "-":
+            yield f"Then fold it: {_command('optimize', report.target)}."
+
+
+def _command(*words: str) -> str:
+    """A command line to copy."""
+    return f"`{printable(shlex.join(['bnfold', *words]))}`"

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
+
+from .. import __version__
+
+_PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "ml_dtypes", "torch")
 
 
 @dataclass(frozen=True)
@@ -19,3 +26,16 @@ class Surroundings:
     command: str
     versions: Mapping[str, str]
     system: str
+
+
+def surroundings(command: str) -> Surroundings:
+    """Those of this process; they name neither the host nor its user."""
+    versions = {"bnfold": __version__, "Python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # torch need not be there
+            continue
+    processors = os.cpu_count() or 1
+    system = f"{platform.system()} {platform.machine()}, {processors} processor{'s' * (processors > 1)}"
+    return Surroundings(command, versions, system)

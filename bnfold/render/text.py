@@ -31,7 +31,7 @@ _FATES = {
     Outcome.REMOVED: "goes: identity",
     Outcome.MERGED: "is merged",
 }
-_WAYS = {
+WAYS = {
     Outcome.PULLED: "pulled backward",
     Outcome.PUSHED: "pushed forward",
     Outcome.REMOVED: "removed (the identity)",
@@ -41,7 +41,7 @@ _WAYS = {
 
 def optimized(report: OptimizeReport, page: Page) -> str:
     """What `optimize` did: how much was folded, what stays and why, whether it was checked, where it is."""
-    lines = [page.paint(line, Ink.BOLD) for line in page.prose(_headline(report.source, report.fold))]
+    lines = [page.paint(line, Ink.BOLD) for line in page.prose(headline(report.source, report.fold))]
     if report.recalibration is not None:
         lines += ["", *settled(report.recalibration, page)]
     lines += _folded(report.fold, page)
@@ -51,13 +51,8 @@ def optimized(report: OptimizeReport, page: Page) -> str:
 
 def exported(report: ExportReport, page: Page) -> str:
     """What `export` did: what came in, what became of it, what it was compared with, where it is."""
-    source, fold = called(report.source), report.fold
-    if fold is None:
-        has = many(report.batchnorms, "BatchNormalization")
-        headline = f"{source}: exported; nothing was folded, as asked; it has {has}"
-    else:
-        headline = f"{_headline(report.source, fold)}"
-    lines = [page.paint(line, Ink.BOLD) for line in page.prose(headline)]
+    fold = report.fold
+    lines = [page.paint(line, Ink.BOLD) for line in page.prose(export_headline(report))]
     lines.append("")
     for what, values in (("inputs", report.inputs), ("outputs", report.outputs)):
         lines += page.prose(f"{what}: {', '.join(map(printable, values)) or 'none'}", 2, 2)
@@ -75,7 +70,7 @@ def exported(report: ExportReport, page: Page) -> str:
 def _folded(fold: FoldReport, page: Page) -> Iterator[str]:
     """How much was folded, what stays and why."""
     if fold.modified:
-        yield from ("", *_counts(fold.before, fold.after, page), "", *page.prose(_ways(fold.decisions)))
+        yield from ("", *_counts(fold.before, fold.after, page), "", *page.prose(ways(fold.decisions)))
     yield from _stays(fold.decisions, page)
     if page.verbose and fold.decisions:
         yield from ("", "Every decision:", *_each(fold.decisions, page))
@@ -84,7 +79,7 @@ def _folded(fold: FoldReport, page: Page) -> Iterator[str]:
 def inspected(report: InspectReport, page: Page) -> str:
     """What `inspect` found: each BatchNormalization, the worst first, or groups of them if there are many."""
     found = report.batchnorms
-    lines = [page.paint(line, Ink.BOLD) for line in page.prose(_summary(report))]
+    lines = [page.paint(line, Ink.BOLD) for line in page.prose(summary(report))]
     if found:
         worst_first = sorted(found, key=_badness, reverse=True)
         grouped = len(found) > _SCREENFUL and not page.verbose
@@ -110,10 +105,17 @@ def reasons(page: Page) -> str:
     return "\n".join(lines)
 
 
-# optimize
+# optimize and export
 
 
-def _headline(origin: str, fold: FoldReport) -> str:
+def export_headline(report: ExportReport) -> str:
+    if report.fold is not None:
+        return headline(report.source, report.fold)
+    has = many(report.batchnorms, "BatchNormalization")
+    return f"{called(report.source)}: exported; nothing was folded, as asked; it has {has}"
+
+
+def headline(origin: str, fold: FoldReport) -> str:
     source = called(origin, "standard input")
     total = fold.before.batchnorms
     gone = total - fold.after.batchnorms
@@ -149,14 +151,14 @@ def _into(decisions: Sequence[Decision], outcome: Outcome) -> str:
     return f" into {', '.join(f'{number} {kind}' for kind, number in kinds)}" if kinds else ""
 
 
-def _ways(decisions: Sequence[Decision]) -> str:
+def ways(decisions: Sequence[Decision]) -> str:
     """How many went where."""
-    ways = Counter[Outcome](d.outcome for d in decisions if d.outcome is not Outcome.KEPT)
+    gone = Counter[Outcome](d.outcome for d in decisions if d.outcome is not Outcome.KEPT)
     left = Counter(op for d in decisions if d.outcome is not Outcome.KEPT for op in d.left)
-    if not ways:
+    if not gone:
         return "Folded: none; only inputs or functions changed."
     text = ", ".join(
-        f"{ways[outcome]} {way}{_into(decisions, outcome)}" for outcome, way in _WAYS.items() if ways[outcome]
+        f"{gone[outcome]} {way}{_into(decisions, outcome)}" for outcome, way in WAYS.items() if gone[outcome]
     )
     remains = " and ".join(f"{number} {op}" for op, number in left.items())
     return f"Folded: {text}" + (f"; {remains} stay behind." if remains else ".")
@@ -177,7 +179,7 @@ def _stays(decisions: Sequence[Decision], page: Page) -> Iterator[str]:
         yield from page.prose(reason.sentence, 10)
         yield from page.prose(reason.remedy, 10)
         for decision in group[:_EXAMPLES]:
-            yield from page.prose(f"- at {_place(decision)}: {printable(decision.detail)}", 10, 2)
+            yield from page.prose(f"- at {place(decision)}: {printable(decision.detail)}", 10, 2)
         if len(group) > _EXAMPLES:
             yield from page.prose(f"- and {len(group) - _EXAMPLES} more", 10)
     if others:
@@ -197,7 +199,7 @@ def _by_reason(decisions: Iterable[Decision]) -> list[tuple[Reason, list[Decisio
 
 def _each(decisions: Iterable[Decision], page: Page) -> Iterator[str]:
     for d in decisions:
-        what = f"{d.outcome.value:7} {_place(d)} ({', '.join(d.op_types)})"
+        what = f"{d.outcome.value:7} {place(d)} ({', '.join(d.op_types)})"
         if d.into:
             what += f" into {', '.join(map(printable, d.into))}"
         if d.left:
@@ -222,7 +224,7 @@ def _module_proof(report: ExportReport, page: Page) -> Iterator[str]:
     if check is None:
         yield from page.prose("Not verified, as asked.")
         return
-    text = f"Verified: {_against_module(check)}"
+    text = f"Verified: {against_module(check)}"
     if verification is not None:
         text += f" Folded against unfolded: {proof(verification)}"
     first, *rest = page.prose(text)
@@ -230,7 +232,7 @@ def _module_proof(report: ExportReport, page: Page) -> Iterator[str]:
     yield from rest
 
 
-def _against_module(check: ModuleCheck) -> str:
+def against_module(check: ModuleCheck) -> str:
     worst = max((c.ratio for c in check.outputs), default=0.0)
     outputs = many(len(check.outputs), "output")
     differ = "differs" if len(check.outputs) == 1 else "differ"
@@ -252,7 +254,7 @@ def _whereabouts(report: OptimizeReport) -> str:
 # inspect
 
 
-def _summary(report: InspectReport) -> str:
+def summary(report: InspectReport) -> str:
     source, found = called(report.source, "standard input"), report.batchnorms
     if not found:
         return f"{source}: no BatchNormalization"
@@ -277,7 +279,7 @@ def _statistics(facts: BatchNormFacts) -> str:
     return f"{facts.dead} dead" if facts.dead else "fine"
 
 
-def _fate(decision: Decision) -> str:
+def fate(decision: Decision) -> str:
     return _FATES.get(decision.outcome, f"stays: {decision.reason}")
 
 
@@ -286,7 +288,7 @@ def _listed(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
     rows: list[tuple[str, ...]] = [("node", "channels", "parameters", "trained", "statistics", "outcome")]
     for b in found:
         sizes = ("?" if n is None else str(n) for n in (b.channels, b.parameters, b.trained))
-        rows.append((_row_name(b), *sizes, _statistics(b), _fate(b.decision)))
+        rows.append((_row_name(b), *sizes, _statistics(b), fate(b.decision)))
     yield from table(rows, "<>>><<", page, spare=(2, 3))
 
 
@@ -295,12 +297,12 @@ def _grouped(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
     groups: dict[tuple[str, str], list[BatchNormFacts]] = {}
     for b in found:
         kind = "some dead" if b.dead and not b.non_finite and not b.untouched else _statistics(b)
-        groups.setdefault((kind, _fate(b.decision)), []).append(b)
+        groups.setdefault((kind, fate(b.decision)), []).append(b)
     rows = [("for example", "how many", "channels", "statistics", "outcome")]
-    for (kind, fate), group in groups.items():
+    for (kind, outcome), group in groups.items():
         sizes = sorted({b.channels for b in group if b.channels is not None})
         span = "?" if not sizes else f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
-        rows.append((_row_name(group[0]), str(len(group)), span, kind, fate))
+        rows.append((_row_name(group[0]), str(len(group)), span, kind, outcome))
     yield from table(rows, "<>><<", page, spare=(2,))
     yield ""
     yield "-v lists each of them."
@@ -314,7 +316,7 @@ def _row_name(facts: BatchNormFacts) -> str:
 # Words
 
 
-def _place(decision: Decision) -> str:
+def place(decision: Decision) -> str:
     """The first node of a run, as one would look for it."""
     name = _named(decision.graph, decision.nodes[0] if decision.nodes else decision.value)
     return name if len(decision.nodes) < 2 else f"{name} to {printable(decision.nodes[-1])}"
