@@ -5,7 +5,7 @@ It knows no operator: `sources` finds the sites, `plan` asks the rules, `edit` w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ def fold(
     only: str | None = None,
     freeze_initializers: bool = False,
     inline_functions: bool = False,
+    watch: Callable[[ir.Model], None] | None = None,
 ) -> FoldReport:
     """Fold every BatchNormalization and per-channel constant of a model into the weights around it.
 
@@ -37,6 +38,7 @@ def fold(
         freeze_initializers: Make initializers that are also inputs (IR version 4 and later: a caller
             may override them) constants, and remove them from the inputs.
         inline_functions: Inline local functions first, so that weights that are arguments can fold.
+        watch: Called with the model when its functions are inlined and nothing is folded yet.
 
     Returns:
         One decision per run of affine nodes, and the counts before and after.
@@ -51,6 +53,8 @@ def fold(
     if inline_functions and model.functions:
         inline(model)
         changed = True
+    if watch is not None:
+        watch(model)
     return _Folder(model, only).run(before, changed)
 
 

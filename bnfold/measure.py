@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .verification import Limit, Metrics
+from .verification import ULP_EDGES, Limit, Metrics
 
 Array = NDArray[Any]
 F64 = NDArray[np.float64]
@@ -298,7 +298,14 @@ def metrics(value: Array, reference: Array, dtype: np.dtype[Any]) -> Metrics:
         snr_db=10 * math.log10(signal / error) if error and signal else math.inf if not error else -math.inf,
         cosine=float(np.dot(a, b)) / lengths if lengths else float(not error),
         top1=_top1(value, reference),
+        ulp_histogram=_histogram(ulps),
     )
+
+
+def _histogram(ulps: F64) -> tuple[int, ...]:
+    """How many there are per bin of `ULP_EDGES`."""
+    bins = np.searchsorted(ULP_EDGES, ulps)  # an edge belongs to the bin below it
+    return tuple(np.bincount(bins, minlength=len(ULP_EDGES) + 1).tolist())
 
 
 def _ulp(values: F64, dtype: np.dtype[Any]) -> F64:

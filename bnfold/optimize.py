@@ -22,6 +22,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from .changes import Changes
 from .constants import FLOATS, Constant
 from .errors import InputError, NotEquivalent, OutputError, Undecided
 from .facts import Facts, Op
@@ -38,6 +39,7 @@ from .report import (
     InspectReport,
     OptimizeReport,
 )
+from .sketch import Sketch
 from .verification import Verdict, VerifyReport
 from .verify import verify as compare
 
@@ -55,6 +57,7 @@ def optimize(
     freeze_initializers: bool = False,
     inline_functions: bool = False,
     recalibrate: Callable[[str, Path], RecalibrateReport] | None = None,
+    changes: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> OptimizeReport:
     """Fold the BatchNormalizations of a model file, compare the result with the original, and write it.
@@ -74,6 +77,7 @@ def optimize(
         inline_functions: Inline local functions first, so that weights that are arguments can fold.
         recalibrate: Called first, with the source and the path at which it leaves a model that is taken
             instead: `functools.partial(bnfold.recalibrate, data=...)`.
+        changes: Whether the report says what became of the graph and of each weight, to be drawn.
         progress: Called with the share of the comparison that is done, from 0 to 1.
 
     Returns:
@@ -97,6 +101,7 @@ def optimize(
         verify=verify,
         freeze_initializers=freeze_initializers,
         inline_functions=inline_functions,
+        changes=changes,
         progress=progress,
     )
     if recalibrate is None:
@@ -125,6 +130,7 @@ def deliver(
     inline_functions: bool = False,
     folds: bool = True,
     witness: Callable[[Path, OptimizeReport], None] | None = None,
+    changes: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> OptimizeReport:
     """What `optimize` does, for a model that may have been made from something else.
@@ -136,7 +142,8 @@ def deliver(
         folds: Whether anything is folded.
         witness: Called with a file of the result, and what was found until then, before the result counts;
             raises if it must not.
-        force, dry_run, only, verify, freeze_initializers, inline_functions, progress: As for `optimize`.
+        force, dry_run, only, verify, freeze_initializers, inline_functions, changes, progress: As for
+            `optimize`.
 
     Raises:
         BnfoldError: As `optimize`, and what `witness` raises.
@@ -144,11 +151,11 @@ def deliver(
     with _collector_off(), scratch() as folder:
         content = streamed(origin)
         model = load(origin if content is None else io.BytesIO(content))
-        folded = _NOTHING
+        folded, drawn = _NOTHING, None
         if folds:
-            folded = _fold(model, called, only, freeze_initializers, inline_functions)
+            folded, drawn = _fold(model, called, only, freeze_initializers, inline_functions, changes)
         judge = _Judge(
-            called, goal, folded, freeze_initializers, inline_functions, verify == "full", progress
+            called, goal, folded, freeze_initializers, inline_functions, verify == "full", drawn, progress
         )
         compared = verify != "none" and folded.modified
         original = Path(origin)
@@ -158,7 +165,7 @@ def deliver(
         def examine(result: Path) -> VerifyReport | None:
             found = judge.need_pass(original, result) if compared else None
             if witness is not None:
-                witness(result, OptimizeReport(called, None, folded, found))
+                witness(result, OptimizeReport(called, None, folded, found, changes=drawn))
             return found
 
         verification = None
@@ -176,7 +183,7 @@ def deliver(
                     rest(model)  # the comparison reads the files by itself
                     verification = examine(Path(staged.path))
                 staged.commit()
-    return OptimizeReport(called, None if dry_run else goal, folded, verification)
+    return OptimizeReport(called, None if dry_run else goal, folded, verification, changes=drawn)
 
 
 def inspect(
@@ -185,6 +192,7 @@ def inspect(
     only: str | None = None,
     freeze_initializers: bool = False,
     inline_functions: bool = False,
+    changes: bool = False,
 ) -> InspectReport:
     """Say what BatchNormalizations a model file has, and what would become of them; nothing is written.
 
@@ -193,6 +201,7 @@ def inspect(
         only: As for `optimize`.
         freeze_initializers: As for `optimize`.
         inline_functions: As for `optimize`.
+        changes: As for `optimize`.
 
     Raises:
         InputError: The source cannot be read, or it is no valid model.
@@ -203,11 +212,16 @@ def inspect(
         if inline_functions and model.functions:  # here, so that the names below are those of the decisions
             with _naming(origin):
                 inline(model)
-        return look(model, origin, only=only, freeze_initializers=freeze_initializers)
+        return look(model, origin, only=only, freeze_initializers=freeze_initializers, changes=changes)
 
 
 def look(
-    model: ir.Model, called: str, *, only: str | None = None, freeze_initializers: bool = False
+    model: ir.Model,
+    called: str,
+    *,
+    only: str | None = None,
+    freeze_initializers: bool = False,
+    changes: bool = False,
 ) -> InspectReport:
     """What `inspect` says of a model that is open; it is folded on the way.
 
@@ -215,23 +229,34 @@ def look(
         InputError: It is no valid model.
     """
     found = list(_batchnorms(model))
-    folded = _fold(model, called, only, freeze_initializers, inline_functions=False)
-    return InspectReport(called, tuple(_facts(found, folded.decisions)), folded)
+    folded, drawn = _fold(model, called, only, freeze_initializers, inline_functions=False, changes=changes)
+    return InspectReport(called, tuple(_facts(found, folded.decisions)), folded, drawn)
 
 
 def _fold(
-    model: ir.Model, origin: str, only: str | None, freeze_initializers: bool, inline_functions: bool
-) -> FoldReport:
-    """`fold`, with errors that name the file as well."""
+    model: ir.Model,
+    origin: str,
+    only: str | None,
+    freeze_initializers: bool,
+    inline_functions: bool,
+    changes: bool,
+) -> tuple[FoldReport, Changes | None]:
+    """`fold`, with errors that name the file as well; and what it changed, if that is asked for."""
     if is_trainable(model):
         raise InputError(
             f"{title(origin)}: has training_info, whose graphs use the weights by name, so they cannot be "
             "folded; remove it first, or export the model for inference"
         )
+    sketches: list[Sketch] = []
     with _naming(origin):
-        return fold(
-            model, only=only, freeze_initializers=freeze_initializers, inline_functions=inline_functions
+        folded = fold(
+            model,
+            only=only,
+            freeze_initializers=freeze_initializers,
+            inline_functions=inline_functions,
+            watch=(lambda seen: sketches.append(Sketch(seen))) if changes else None,
         )
+    return folded, sketches[0].changes(folded) if sketches else None
 
 
 @contextmanager
@@ -252,6 +277,7 @@ class _Judge:
         folded: What was done.
         freeze_initializers, inline_functions: As for `optimize`; they change what a model says of itself.
         runtime: Whether onnxruntime is asked.
+        drawn: What was changed, for the report.
         progress: As for `optimize`.
     """
 
@@ -261,6 +287,7 @@ class _Judge:
     freeze_initializers: bool
     inline_functions: bool
     runtime: bool
+    drawn: Changes | None
     progress: Callable[[float], None] | None
 
     def need_pass(self, original: Path, result: Path) -> VerifyReport:
@@ -271,7 +298,7 @@ class _Judge:
         # Temporary names mean nothing to the reader, and the files are gone when the message is read.
         why = report.message.replace(str(result), self.goal).replace(str(original), self.origin)
         report = replace(report, reference=self.origin, candidate=self.goal, message=why)
-        whole = OptimizeReport(self.origin, None, self.folded, report)
+        whole = OptimizeReport(self.origin, None, self.folded, report, changes=self.drawn)
         if report.verdict is Verdict.UNDECIDED:
             raise Undecided(
                 f"{title(self.origin)}: whether the folded model is equivalent could not be decided: "

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+ULP_EDGES = (0.0, *(2.0**k for k in range(-1, 25)))
+"""Upper edges of the bins of `Metrics.ulp_histogram`; one more bin holds all that is larger."""
+
 
 class Verdict(StrEnum):
     """What a comparison says."""
@@ -87,6 +90,7 @@ class Metrics:
         snr_db: 10 log10(Σ reference² / Σ difference²); infinite when they are equal.
         cosine: Cosine of the angle between the two as vectors.
         top1: Share of rows (last axis) whose largest element is the same; None below two columns.
+        ulp_histogram: How many elements differ by so many units in the last place, per bin of `ULP_EDGES`.
     """
 
     max_abs: float
@@ -97,6 +101,7 @@ class Metrics:
     snr_db: float
     cosine: float
     top1: float | None
+    ulp_histogram: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ evaluate.program rules
 evaluate plan
 borrow alike lane rounding edit
 algebra_gate
-runtime_gate fold network running pytorch.ranks
+runtime_gate fold network running sketch pytorch.ranks
 recalibrate verify
 optimize
 pytorch
@@ -68,8 +68,11 @@ pytorch.load
 pytorch.export
 __init__
 render.page render.surroundings
-render.comparison render.digest render.recalibration
-render.text render.reasons render
+render.comparison render.recalibration
+render.text render.reasons render.schema
+render.cases
+render.digest
+render
 cli.options cli.terminal
 cli.program
 cli

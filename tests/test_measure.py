@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bnfold.measure import Base, Tally, Unlike, difference, metrics, squares
+from bnfold.verification import ULP_EDGES
 
 Array = NDArray[Any]
 RNG = np.random.default_rng(5)
@@ -196,6 +197,14 @@ class TestMetrics:
     def test_equal(self) -> None:
         found = metrics(np.ones(3), np.ones(3), np.dtype(np.float16))
         assert (found.max_abs, found.ulp_max, found.snr_db, found.cosine) == (0.0, 0.0, math.inf, 1.0)
+
+    def test_the_histogram_of_last_places(self) -> None:
+        ulps = np.array([0.0, 0.0, 0.5, 0.6, 1.0, 2.0, 3.0, 2.0**24, 2.0**25])
+        found = metrics(1.0 + ulps * 2.0**-23, np.ones(9), np.dtype(np.float32)).ulp_histogram
+        assert len(found) == len(ULP_EDGES) + 1
+        assert [found[k] for k in (0, 1, 2, 3, 4)] == [2, 1, 2, 1, 1]  # 0, (0, .5], (.5, 1], (1, 2], (2, 4]
+        assert found[-2:] == (1, 1)
+        assert sum(found) == 9
 
     def test_the_last_place_is_that_of_the_declared_type(self) -> None:
         for dtype, ulp in ((np.float16, 2.0**-10), (np.float32, 2.0**-23), (np.float64, 2.0**-52)):

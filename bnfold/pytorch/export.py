@@ -104,6 +104,7 @@ def export(
     force: bool = False,
     dry_run: bool = False,
     verify: Literal["full", "fast", "none"] = "full",
+    changes: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> ExportReport:
     """Export a module to ONNX, fold it, compare the result with the module, and write it.
@@ -123,6 +124,7 @@ def export(
         dry_run: Do everything but write the result.
         verify: "full" compares the result with the module in float64, and with the unfolded export in
             float64 and in onnxruntime; "fast" leaves out onnxruntime; "none" trusts all.
+        changes: As for `optimize`.
         progress: Called with the share of the work that is done, from 0 to 1.
 
     Raises:
@@ -159,6 +161,7 @@ def export(
                 verify=verify,
                 folds=fold,
                 witness=None if verify == "none" else witness,
+                changes=changes,
                 progress=lambda share: advance(_EXPORTED + share * (_FOLDED - _EXPORTED)),
             )
         except InputError as error:  # the file that it names is nothing to the user
@@ -172,18 +175,19 @@ def inspect_module(
     inputs: Sequence[str | Input] = (),
     opset: int | None = None,
     only: str | None = None,
+    changes: bool = False,
 ) -> InspectReport:
     """Say what BatchNormalizations a module has when it is exported, and what would become of them.
 
     Args:
         source, inputs, opset: As for `export`.
-        only: As for `optimize`.
+        only, changes: As for `optimize`.
 
     Raises:
         InputError: The inputs do not fit the module, or torch cannot export it.
     """
     exported = to_onnx(source, inputs=inputs, opset=opset)
-    return look(exported.model, exported.captured.name, only=only)
+    return look(exported.model, exported.captured.name, only=only, changes=changes)
 
 
 def _opened(source: Source) -> tuple[str, Any, tuple[str, ...]]:
@@ -285,6 +289,7 @@ def _report(
         fold=done.fold if folds else None,
         verification=done.verification,
         module=check,
+        changes=done.changes,
     )
 
 
