@@ -29,6 +29,7 @@ lint: .venv/test.stamp
 
 docs: .venv/run.stamp
 	.venv/bin/python -m bnfold.render.reasons > docs/reasons.md
+	.venv/bin/python -m bnfold.render.schema docs/schema
 
 mutants: .venv/test.stamp
 	.venv/bin/python tests/mutants.py

@@ -109,6 +109,7 @@ class OutputCheck:
     """One graph output of both models.
 
     Attributes:
+        name: Its name.
         check: The comparison; None if the output could not be compared.
         metrics: Figures beside it; None for outputs that are no floats, and where there is no check.
         missing: Why it could not be compared, or "".
