@@ -98,7 +98,7 @@ class Size:
     """How large a model is.
 
     Attributes:
-        parameters: Numbers in its initializers.
+        parameters: Numbers in its initializers and Constant nodes.
         bytes: What these take.
         operators: How many nodes of each operator it has, inner graphs and functions included.
     """

@@ -7,7 +7,7 @@ nameless one goes with its output.
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -167,16 +167,24 @@ def _range(constant: Constant) -> Range:
     return Range(low, high)
 
 
-def _size(found: Iterable[Scope]) -> Size:
-    tensors = [
+def _size(found: Sequence[Scope]) -> Size:
+    stored = [
         value.const_value
         for scope in found
         if not scope.is_function
         for value in scope.graph.initializers.values()
         if value.const_value is not None
     ]
-    operators = Counter(_type(node) for scope in found for node in scope.graph)
-    return Size(sum(t.size for t in tensors), sum(t.nbytes for t in tensors), dict(operators))
+    nodes = [node for scope in found for node in scope.graph]
+    values = (
+        node.attributes["value"]
+        for node in nodes
+        if node.op_type == "Constant" and "value" in node.attributes
+    )
+    tensors = [*stored, *(a.as_tensor() for a in values if not a.is_ref())]
+    return Size(
+        sum(t.size for t in tensors), sum(t.nbytes for t in tensors), dict(Counter(map(_type, nodes)))
+    )
 
 
 # Sites

@@ -1,18 +1,43 @@
-"""What two models say of themselves: their inputs and outputs, opsets, metadata."""
+"""What two models say of themselves: their inputs and outputs, opsets, metadata, sizes."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 
 import onnx
+import onnx_ir as ir
 
+from .changes import Size
 from .verification import Difference
 
 
 def differences(reference: onnx.ModelProto, candidate: onnx.ModelProto) -> tuple[Difference, ...]:
     """All that is not alike, in the order in which a reader would ask."""
     return tuple(_differences(reference, candidate))
+
+
+def size(model: onnx.ModelProto) -> Size:
+    """How large a model is; its weights need not be loaded."""
+    found = list(_nodes(model))
+    stored = [*model.graph.initializer, *(t for node in found for g in _inner(node) for t in g.initializer)]
+    computed = [
+        a.t for node in found if node.op_type == "Constant" for a in node.attribute if a.HasField("t")
+    ]
+    tensors = [*stored, *computed]
+    numbers = [math.prod(t.dims) for t in tensors]
+    bits = (
+        0 if t.data_type == onnx.TensorProto.STRING else ir.DataType(t.data_type).bitwidth for t in tensors
+    )
+    operators = Counter(
+        f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+        for node in found
+    )
+    return Size(
+        sum(numbers), sum(-(-n * width // 8) for n, width in zip(numbers, bits, strict=True)), dict(operators)
+    )
 
 
 def _differences(reference: onnx.ModelProto, candidate: onnx.ModelProto) -> Iterator[Difference]:
@@ -69,16 +94,22 @@ def _opsets(model: onnx.ModelProto) -> str:
 
 
 def _domains(model: onnx.ModelProto) -> str:
-    """The domains of all nodes, those of inner graphs and functions included."""
-    found: set[str] = set()
+    """The domains of all nodes."""
+    return ", ".join(sorted({node.domain or "ai.onnx" for node in _nodes(model)}))
+
+
+def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """All of them, those of inner graphs and functions included."""
     pending = [model.graph.node, *(function.node for function in model.functions)]
     while pending:
-        for node in pending.pop():
-            found.add(node.domain or "ai.onnx")
-            for attribute in node.attribute:
-                graphs = [attribute.g] if attribute.HasField("g") else attribute.graphs
-                pending += [graph.node for graph in graphs]
-    return ", ".join(sorted(found))
+        for node in pending.pop(0):
+            yield node
+            pending += [graph.node for graph in _inner(node)]
+
+
+def _inner(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        yield from [attribute.g] if attribute.HasField("g") else attribute.graphs
 
 
 def _metadata(model: onnx.ModelProto) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from .changes import Size
+
 ULP_EDGES = (0.0, *(2.0**k for k in range(-1, 25)))
 """Upper edges of the bins of `Metrics.ulp_histogram`; one more bin holds all that is larger."""
 
@@ -234,6 +236,7 @@ class VerifyReport:
         runtime: The comparison in onnxruntime; None when not asked for.
         certificate: The folded constants recomputed; None when there is no account of a fold.
         message: What decided, and where; "" on a pass.
+        sizes: Of the reference and of the candidate.
     """
 
     reference: str
@@ -246,6 +249,7 @@ class VerifyReport:
     runtime: RuntimeReport | None = None
     certificate: Certificate | None = None
     message: str = ""
+    sizes: tuple[Size, Size] | None = None
 
     @property
     def culprit(self) -> TensorCheck | None:

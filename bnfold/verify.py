@@ -22,7 +22,7 @@ from .evaluate import EvaluationError, Program
 from .feeds import Binding, Feed, Unfeedable, bindings
 from .formulas import Formula
 from .session import Session
-from .structure import differences, element
+from .structure import differences, element, size
 from .verification import AlgebraReport, Certificate, Limit, RuntimeReport, Verdict, VerifyReport
 
 # Two walks of each kind, of four draws: what goes astray must be known before the first walk alone.
@@ -58,6 +58,7 @@ def verify(
     timeout: float = 300.0,
     formulas: Formulas | None = None,
     progress: Callable[[float], None] | None = None,
+    fed: Callable[[Feed], None] | None = None,
 ) -> VerifyReport:
     """Compare a model with a reference.
 
@@ -79,6 +80,8 @@ def verify(
         timeout: Seconds that onnxruntime may take for any single load or run.
         formulas: The account of a fold (`FoldReport.formulas`), to recompute its constants by.
         progress: Called with the share of the work that is done, from 0 to 1.
+        fed: Called with every feed that was compared on, in order: those of `algebra.feeds`, then those of
+            onnxruntime. Who wants to keep the arrays has to do it there.
 
     Returns:
         All that was found, and a verdict.
@@ -116,11 +119,14 @@ def verify(
                 limits=limits,
                 certified=certificate is not None and certificate.verdict is Verdict.PASS,
                 progress=None if progress is None else lambda walks: progress(min(walks / planned, 1.0)),
+                fed=fed,
             )
         )
         algebra, binding = _algebra(comparison, paths, given, sizes or {}, seed)
         witnessed = (
-            _runtime(session, (ours, theirs), paths, given, binding, tolerance, seed) if runtime else None
+            _runtime(session, (ours, theirs), paths, given, binding, tolerance, seed, fed)
+            if runtime
+            else None
         )
     differ = differences(ours.model, theirs.model)
     verdict, message = _weigh(algebra, witnessed, certificate)
@@ -135,6 +141,7 @@ def verify(
         witnessed,
         certificate,
         message,
+        (size(ours.model), size(theirs.model)),
     )
 
 
@@ -296,6 +303,7 @@ def _runtime(
     binding: Binding | None,
     tolerance: float,
     seed: int,
+    fed: Callable[[Feed], None] | None,
 ) -> RuntimeReport:
     from .runtime_gate import feeds_for, witness
 
@@ -303,7 +311,9 @@ def _runtime(
         return RuntimeReport(Verdict.UNDECIDED, message="not available: nothing was found to feed the models")
     feeds = feeds_for(binding, seed) if binding is not None else given or []
     with session() as runtime:
-        return witness(runtime, *programs, paths, feeds[:_WITNESSED], tolerance=tolerance, seed=seed)
+        return witness(
+            runtime, *programs, paths, feeds[:_WITNESSED], tolerance=tolerance, seed=seed, fed=fed
+        )
 
 
 def _weigh(
