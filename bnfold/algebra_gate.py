@@ -48,16 +48,8 @@ DRAWS = 4
 _JUMPING = {"Ceil", "Floor", "Hardmax", "Round", "Sign"}
 # Operators that make integers or booleans of floats.
 _DECIDING = {"ArgMax", "ArgMin", "DynamicQuantizeLinear", "Equal", "Greater", "GreaterOrEqual", "IsInf"}
-_DECIDING |= {
-    "IsNaN",
-    "Less",
-    "LessOrEqual",
-    "NonMaxSuppression",
-    "NonZero",
-    "QuantizeLinear",
-    "TopK",
-    "Unique",
-}
+_DECIDING |= {"IsNaN", "Less", "LessOrEqual", "NonMaxSuppression", "NonZero", "QuantizeLinear", "TopK"}
+_DECIDING |= {"Unique"}
 _FLOATS = {onnx.TensorProto.DataType.Value(name) for name in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")}
 # Below so many elements, handing work to a thread takes longer than the work.
 _WORTH_A_THREAD = 1 << 13
@@ -94,6 +86,7 @@ class Comparison:
             nudged constants move nothing, and where each stretch alone is right but the whole is not within
             tolerance.
         progress: Called with the number of walks done, fractions included.
+        fed: Called with every feed on which the reference could be evaluated.
     """
 
     def __init__(
@@ -107,6 +100,7 @@ class Comparison:
         limits: Mapping[str, Limit],
         certified: bool = False,
         progress: Callable[[float], None] | None = None,
+        fed: Callable[[Feed], None] | None = None,
     ) -> None:
         self.reference, self.candidate = reference, candidate
         self.tolerance = tolerance
@@ -117,6 +111,7 @@ class Comparison:
         self._limits = limits
         self._certified = certified
         self._progress = progress
+        self._fed = fed
         self._nudge = Nudge(reference.model)
         theirs = {*candidate.computed, *candidate.outputs}
         names = [n for n in dict.fromkeys((*reference.computed, *reference.outputs)) if n in theirs]
@@ -174,6 +169,8 @@ class Comparison:
         group = [Lane(self.reference, feed.arrays, asked, change) for change in changes]
         other = Lane(self.candidate, feed.arrays, shared)
         found = self._side_by_side(group, other, set(shared), alone)
+        if self._fed is not None:
+            self._fed(feed)
         if other.failure:
             raise CandidateFails(other.failure)
         for name, tally in found.items():

@@ -20,7 +20,7 @@ The candidate's error may be `tolerance` times the largest of:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -64,6 +64,7 @@ def witness(
     *,
     tolerance: float = 4.0,
     seed: int = 0,
+    fed: Callable[[Feed], None] | None = None,
 ) -> RuntimeReport:
     """Run both models in onnxruntime.
 
@@ -74,6 +75,7 @@ def witness(
         feeds: What to run them on; those that the reference cannot be evaluated on are left out.
         tolerance: How many times the reference's error the candidate's may be.
         seed: Decides the draws of rounding.
+        fed: Called with every feed on which the reference could be evaluated.
 
     Returns:
         Fail where the candidate is further off, or cannot be run where the reference can; undecided
@@ -81,7 +83,7 @@ def witness(
     """
     findings: list[str] = []
     try:
-        trials = list(_trials(reference, candidate, feeds))
+        trials = list(_trials(reference, candidate, feeds, fed))
         runs = [_run(session, paths, trials, level, findings) for level in _LEVELS]
         checks = tuple(_Bench(trials, runs, Rounding(reference, seed), tolerance, findings).checks())
     except _NotAvailable as reason:
@@ -115,7 +117,9 @@ class _Trial:
     candidate: Answer
 
 
-def _trials(reference: Program, candidate: Program, feeds: Sequence[Feed]) -> Iterator[_Trial]:
+def _trials(
+    reference: Program, candidate: Program, feeds: Sequence[Feed], fed: Callable[[Feed], None] | None
+) -> Iterator[_Trial]:
     refusal: EvaluationError | None = None
     count = 0
     for feed in feeds:
@@ -124,6 +128,8 @@ def _trials(reference: Program, candidate: Program, feeds: Sequence[Feed]) -> It
         except EvaluationError as error:  # other sizes than those known to be possible
             refusal = refusal or error
             continue
+        if fed is not None:
+            fed(feed)
         try:
             theirs = _exact(candidate, feed)
         except EvaluationError as error:

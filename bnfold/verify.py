@@ -311,9 +311,7 @@ def _runtime(
         return RuntimeReport(Verdict.UNDECIDED, message="not available: nothing was found to feed the models")
     feeds = feeds_for(binding, seed) if binding is not None else given or []
     with session() as runtime:
-        return witness(
-            runtime, *programs, paths, feeds[:_WITNESSED], tolerance=tolerance, seed=seed, fed=fed
-        )
+        return witness(runtime, *programs, paths, feeds[:_WITNESSED], tolerance=tolerance, seed=seed, fed=fed)
 
 
 def _weigh(

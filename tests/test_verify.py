@@ -20,6 +20,7 @@ from onnx import helper, numpy_helper, parser
 
 import bnfold
 from bnfold import InputError, Limit, Verdict, VerifyReport
+from bnfold.feeds import Feed
 
 Array = NDArray[Any]
 Compare = Callable[..., VerifyReport]
@@ -654,3 +655,25 @@ def test_float64_needs_no_onnxruntime(compare: Compare) -> None:
     loaded = "onnxruntime" in sys.modules
     assert compare(build([ordinary()]), build([folded(ordinary())])).verdict is Verdict.PASS
     assert ("onnxruntime" in sys.modules) == loaded
+
+
+def test_what_was_fed_can_be_kept(compare: Compare) -> None:
+    """Those of float64 arithmetic, as the report names them, then those of onnxruntime."""
+    layer = ordinary()
+    fed: list[Feed] = []
+    report = compare(build([layer]), build([FAULTS["bias lost"](layer)]), fed=fed.append)
+    assert tuple(feed.description for feed in fed) == report.algebra.feeds
+    assert all(feed.arrays["x"].shape[0] == int(feed.description[2]) for feed in fed)
+    asked: list[Feed] = []
+    report = compare(build([layer]), build([folded(layer)]), runtime=True, fed=asked.append)
+    assert report.runtime is not None
+    later = [feed.description for feed in asked[len(report.algebra.feeds) :]]
+    assert later == list(dict.fromkeys(check.feed for check in report.runtime.checks))
+
+
+def test_what_the_reference_does_not_bear_is_not_fed(compare: Compare) -> None:
+    model = graph("(float[N,C] x) => (float[N,C] y) { y = Add(x, w) }", w=SCORES[0])
+    fed: list[Feed] = []
+    report = compare(model, model, fed=fed.append)
+    assert report.verdict is Verdict.PASS
+    assert {feed.arrays["x"].shape[1] for feed in fed} == {1}
