@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from ..recalibration import RecalibrateReport
 from ..report import (
     BatchNormFacts,
     Counts,
     Decision,
     ExportReport,
+    FailureReport,
     FoldReport,
     InspectReport,
     ModuleCheck,
     OptimizeReport,
     Outcome,
     Reason,
+    Report,
 )
-from .comparison import proof
+from ..verification import VerifyReport
+from .comparison import compared, proof
 from .page import Ink, Page, called, many, printable, table
-from .recalibration import settled
+from .recalibration import recalibrated, settled
 
 _SCREENFUL = 20  # lines of a table; what is longer is grouped
 _EXAMPLES = 2
@@ -37,6 +41,23 @@ WAYS = {
     Outcome.REMOVED: "removed (the identity)",
     Outcome.MERGED: "merged with neighbours",
 }
+
+
+def told(report: Report, page: Page) -> str:
+    """Any report, or the message of a command that came to none."""
+    match report:
+        case OptimizeReport():
+            return optimized(report, page)
+        case ExportReport():
+            return exported(report, page)
+        case InspectReport():
+            return inspected(report, page)
+        case VerifyReport():
+            return compared(report, page)
+        case RecalibrateReport():
+            return recalibrated(report, page)
+        case FailureReport():
+            return "\n".join(page.prose(printable(report.message)))
 
 
 def optimized(report: OptimizeReport, page: Page) -> str:
@@ -169,7 +190,7 @@ def _stays(decisions: Sequence[Decision], page: Page) -> Iterator[str]:
     kept = [d for d in decisions if d.outcome is Outcome.KEPT]
     mainly = [d for d in kept if d.batchnorms or page.verbose]
     others = [d for d in kept if not d.batchnorms and not page.verbose]
-    groups = _by_reason(mainly)
+    groups = by_reason(mainly)
     if groups:
         yield from ("", page.paint("Stays, and why:", Ink.BOLD))
     for reason, group in groups:
@@ -183,12 +204,12 @@ def _stays(decisions: Sequence[Decision], page: Page) -> Iterator[str]:
         if len(group) > _EXAMPLES:
             yield from page.prose(f"- and {len(group) - _EXAMPLES} more", 10)
     if others:
-        codes = ", ".join(f"{len(group)} for {reason}" for reason, group in _by_reason(others))
+        codes = ", ".join(f"{len(group)} for {reason}" for reason, group in by_reason(others))
         yield ""
         yield from page.prose(f"Other multiplications and additions that stay: {codes} (-v tells more).")
 
 
-def _by_reason(decisions: Iterable[Decision]) -> list[tuple[Reason, list[Decision]]]:
+def by_reason(decisions: Iterable[Decision]) -> list[tuple[Reason, list[Decision]]]:
     """The decisions by reason, the most frequent one first."""
     groups: dict[Reason, list[Decision]] = {}
     for decision in decisions:
