@@ -67,11 +67,12 @@ pytorch.plain pytorch.state_dict
 pytorch.load
 pytorch.export
 __init__
-render.page render.surroundings
-render.comparison render.recalibration
+render.page
+render.surroundings render.comparison render.recalibration
 render.text render.reasons render.schema
 render.cases
 render.digest
+render.github render.junit render.markdown
 render
 cli.options cli.terminal
 cli.program

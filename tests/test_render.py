@@ -295,7 +295,9 @@ class TestJson:
     def test_order_and_types(self) -> None:
         data = json.loads(as_json(report(kept("bn", Reason.PADDING))))
         assert list(data) == ["schema_version", "source", "target", "fold", "verification", "recalibration"]
-        names = "reference candidate verdict tolerance seed differences algebra runtime certificate message"
+        names = (
+            "reference candidate verdict tolerance seed differences algebra runtime certificate message sizes"
+        )
         assert list(data["verification"]) == names.split()
         assert "formulas" not in data["fold"]
         assert data["fold"]["decisions"][0]["reason"] == "BNF303"

@@ -1,17 +1,70 @@
-"""Reports in forms that people and machines read: `text`, `as_json`, and the table of `reasons`."""
+"""Reports in forms that people and machines read: as text, and as files of each kind."""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from ..report import Report, as_dict
 
+if TYPE_CHECKING:
+    from .digest import Digest
+    from .page import Page
+    from .surroundings import Surroundings
 
-def as_json(report: Report) -> str:
-    """The report as JSON, in the order of its fields; numbers that JSON does not have become null."""
-    return json.dumps(_finite(as_dict(report)), indent=2, allow_nan=False)
+SUFFIXES = (".json", ".xml", ".md", ".html")
+_GUESTS = ("jinja2", "matplotlib")  # of HTML
+
+
+def as_json(*reports: Report) -> str:
+    """The report as JSON, in the order of its fields, or several as an array.
+
+    Numbers that JSON does not have become null.
+    """
+    data = [_finite(as_dict(report)) for report in reports]
+    return json.dumps(data[0] if len(data) == 1 else data, indent=2, allow_nan=False)
+
+
+def as_text(report: Report, page: Page) -> str:
+    """The report for a terminal."""
+    from .text import told
+
+    return told(report, page)
+
+
+def lacking(suffix: str) -> str:
+    """What is not installed and has to be, for a file of that kind; "" if nothing."""
+    missing = [guest for guest in _GUESTS if suffix == ".html" and find_spec(guest) is None]
+    return f"it needs {' and '.join(missing)}: pip install 'bnfold[report]'" if missing else ""
+
+
+def written(suffix: str, digests: Sequence[Digest], surroundings: Surroundings) -> str:
+    """The content of a report file.
+
+    Args:
+        suffix: One of `SUFFIXES`.
+        digests: One per model.
+        surroundings: Where it was made.
+
+    Raises:
+        InputError: What it needs is not installed.
+    """
+    if suffix == ".json":
+        return as_json(*(digest.report for digest in digests)) + "\n"
+    if suffix == ".xml":
+        from .junit import junit
+
+        return junit(digests, surroundings)
+    if suffix == ".md":
+        from .markdown import markdown
+
+        return markdown(digests, surroundings)
+    from .html import html
+
+    return html(digests, surroundings)
 
 
 def _finite(data: Any) -> Any:

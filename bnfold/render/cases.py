@@ -50,27 +50,33 @@ def worst_first(cases: Iterable[Case]) -> tuple[Case, ...]:
     return tuple(sorted(cases, key=lambda case: _SEVERITY.index(case.status)))
 
 
-def sites(decisions: Iterable[Decision], unwanted: Collection[Decision] = ()) -> Iterator[Case]:
+def sites(
+    decisions: Iterable[Decision], *, done: bool, unwanted: Collection[Decision] = ()
+) -> Iterator[Case]:
     """One per decision.
 
     Args:
         decisions: In any order.
+        done: Whether it was carried out.
         unwanted: Those that count as failures.
     """
     for d in decisions:
         name = f"{'BatchNormalization' if d.batchnorms else d.op_types[0]} '{place(d)}'"
         status = Status.FAIL if d in unwanted else Status.PASS
-        yield Case(name, status, _fate(d) if status is Status.PASS else f"could be folded: {_fate(d)}")
+        yield Case(name, status, _stays(d) if d.outcome is Outcome.KEPT else _goes(d, done))
 
 
-def _fate(d: Decision) -> str:
-    detail = printable(d.detail)
-    if d.outcome is Outcome.KEPT and d.reason is not None:
-        return f"stays, {d.reason}: {d.reason.sentence} {detail}. {d.reason.remedy}"
+def _stays(d: Decision) -> str:
+    if d.reason is None:
+        return "stays"
+    return f"stays, {d.reason}: {d.reason.sentence} {printable(d.detail)}. {d.reason.remedy}"
+
+
+def _goes(d: Decision, done: bool) -> str:
     into = ", ".join(f"{kind} '{printable(n)}'" for kind, n in zip(d.into_types, d.into, strict=True))
-    text = WAYS.get(d.outcome, "stays") + (f" into {into}" if into else "")
+    text = ("" if done else "would be ") + WAYS[d.outcome] + (f" into {into}" if into else "")
     text += f"; {', '.join(d.left)} stays behind" if d.left else ""
-    return text + (f"; {detail}" if detail else "")
+    return text + (f"; {printable(d.detail)}" if d.detail else "")
 
 
 def comparison(report: VerifyReport) -> Iterator[Case]:

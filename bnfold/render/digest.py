@@ -102,7 +102,7 @@ def _why(found: Digest) -> str:
 
 def _optimized(report: OptimizeReport) -> Digest:
     source, recalibration = called(report.source, "standard input"), report.recalibration
-    parts = [sites(report.fold.decisions), _compared(report.verification)]
+    parts = [sites(report.fold.decisions, done=True), _compared(report.verification)]
     if recalibration is not None:
         parts.append(layers(recalibration))
     status, message = _of(report.verification)
@@ -151,7 +151,7 @@ def _exported(report: ExportReport) -> Digest:
         tuple(figures),
         tuple(
             chain(
-                sites(fold.decisions if fold else ()),
+                sites(fold.decisions if fold else (), done=True),
                 () if check is None else against_module(check),
                 _compared(report.verification),
             )
@@ -184,7 +184,7 @@ def _inspected(report: InspectReport, fail_on: Collection[str]) -> Digest:
             ("nodes after a fold", str(report.fold.after.nodes)),
             *_size_figures(report.changes),
         ),
-        tuple(sites(report.fold.decisions, {b.decision for b in unwanted})),
+        tuple(sites(report.fold.decisions, done=False, unwanted={b.decision for b in unwanted})),
         _after(report, status),
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from .. import __version__
+from .page import printable
 
 _PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "ml_dtypes", "torch")
 
@@ -38,4 +39,4 @@ def surroundings(command: str) -> Surroundings:
             continue
     processors = os.cpu_count() or 1
     system = f"{platform.system()} {platform.machine()}, {processors} processor{'s' * (processors > 1)}"
-    return Surroundings(command, versions, system)
+    return Surroundings(printable(command), versions, system)
