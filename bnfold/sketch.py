@@ -90,7 +90,7 @@ class _Snapshot:
     """A model at one moment, in plain data.
 
     Attributes:
-        nodes: By key, in order. Those that compute constants are left out.
+        nodes: By key, in order; what computes a constant is no input of another.
         readers: Keys of the nodes that read what a node computes.
         ranges: Of the floating constants that are read.
         size: How large the model is.
@@ -117,8 +117,6 @@ class _Snapshot:
                 constants = {i: c for i, v in enumerate(node.inputs) if v and (c := _constant(facts, v))}
                 producers = [v.producer() for i, v in enumerate(node.inputs) if v and i not in constants]
                 inputs = tuple(dict.fromkeys(keys[p] for p in producers if p is not None and p in keys))
-                if not producers and not node.attributes.keys() & {"body", "then_branch"}:
-                    continue  # computes a constant
                 nodes[key] = _Drawn(scope.path, label(node), _type(node), inputs)
                 for producer in inputs:
                     readers[producer].append(key)

@@ -55,6 +55,11 @@ SITES = {
         "Conv:ab Conv:ab Concat:pa BatchNormalization:go 0-2 1-2 2-3",
         "Conv:ab Conv:ab Concat:pa 0-2 1-2",
     ),
+    "what computes a constant is not drawn": (
+        f"t = Transpose <perm = [1,0,2,3]> (turned) c = Conv(x, t) y = {BN.format('c')}",
+        "Conv:ab BatchNormalization:go 0-1",
+        "Conv:ab",
+    ),
     "nothing is left to draw but what stood around": (
         "r = Relu(x) n = Mul(r, one) y = Tanh(n)",
         "Relu:ne Mul:go Tanh:ne 0-1 1-2",
@@ -68,7 +73,9 @@ def test_a_site(name: str) -> None:
     text, before, after = SITES[name]
     half, other = (2, 3, 1, 1), (2, 3, 1, 1)
     one = np.ones((1, 3, 1, 1), np.float32)
-    proto = model(f"{X} {{ {text} }}", w=(4, 3, 1, 1), half=half, other=other, one=one, **normal(4))
+    proto = model(
+        f"{X} {{ {text} }}", w=(4, 3, 1, 1), turned=(3, 4, 1, 1), half=half, other=other, one=one, **normal(4)
+    )
     (site,) = sketched(proto)[0].sites
     assert (site.decision, shown(site.before), shown(site.after)) == (0, before, after)
 
@@ -78,6 +85,14 @@ def test_forward_into_all_readers() -> None:
     (site,) = sketched(model(f"{X} {{ {text} }}", w=(4, 3, 1, 1), v=(4, 3, 1, 1), **norm(3)))[0].sites
     assert shown(site.before) == "BatchNormalization:go Conv:ab Conv:ab Add:ne 0-1 0-2 1-3 2-3"
     assert shown(site.after) == "Conv:ab Conv:ab Add:ne 0-2 1-2"
+
+
+def test_what_a_neighbour_left_behind_is_not_this_one_s() -> None:
+    text = f"""c = Conv(x, w)  r = Relu(c)  n = {BN.format("r")}  p = Tanh(n)
+               d = Conv(p, v)  m = {BN.format("d")}  y = Sigmoid(m)"""
+    first, second = sketched(model(f"{X} {{ {text} }}", w=(3, 3, 1, 1), v=(3, 3, 1, 1), **normal(3)))[0].sites
+    assert shown(first.after) == "Conv:ab Relu:pa Add:ar Tanh:ne 0-1 1-2 2-3"
+    assert shown(second.after) == "Tanh:ne Conv:ab Sigmoid:ne 0-1 1-2"
 
 
 def test_nodes_of_one_name() -> None:
