@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -42,12 +43,12 @@ def need_equal(original: nn.Module, folded: nn.Module, example_inputs: Any) -> N
     """
     run, reference = _first_that_runs(original, example_inputs)
     try:
-        found = _Run(folded, example_inputs, run.dtype, run.hooks).results()
+        found = list(_floats(Run(folded, run.dtype, run.hooks).results(example_inputs)))
     except Exception as error:
         raise NotEquivalent(f"the folded module raises {type(error).__name__}: {error}") from error
     if len(found) != len(reference):
         raise NotEquivalent(f"the folded module has {len(found)} results, the original {len(reference)}")
-    noises = [run.nudged(seed) for seed in range(_DRAWS)]
+    noises = [list(_floats(run.nudged(example_inputs, seed))) for seed in range(_DRAWS)]
     for i, (ours, theirs) in enumerate(zip(reference, found, strict=True)):
         gap = _distance(theirs, ours)
         noise = math.sqrt(sum(_distance(nudged[i], ours) ** 2 for nudged in noises) / _DRAWS)
@@ -59,14 +60,14 @@ def need_equal(original: nn.Module, folded: nn.Module, example_inputs: Any) -> N
             )
 
 
-def _first_that_runs(original: nn.Module, example_inputs: Any) -> tuple[_Run, Sequence[torch.Tensor]]:
+def _first_that_runs(original: nn.Module, example_inputs: Any) -> tuple[Run, Sequence[torch.Tensor]]:
     """In float64, unless the code insists on another type; without hooks, unless it needs what they keep."""
     failure: Exception | None = None
     for hooks in (False, True):
         for dtype in (torch.float64, None):
             try:
-                run = _Run(original, example_inputs, dtype, hooks)
-                return run, run.results()
+                run = Run(original, dtype, hooks)
+                return run, list(_floats(run.results(example_inputs)))
             except Exception as error:
                 failure = error
     raise InputError(
@@ -74,21 +75,26 @@ def _first_that_runs(original: nn.Module, example_inputs: Any) -> tuple[_Run, Se
     ) from failure
 
 
-class _Run:
+class Run:
     """A module, ready to be run on examples.
 
     Args:
-        module: The module; a copy of it is run.
-        example_inputs: The examples.
+        module: The module; a copy of it is run, in evaluation mode.
         dtype: The type of all floating numbers; None for their own.
         hooks: Whether hooks run: those among them that keep nothing outside of the copy.
+        arithmetic: Makes what is active while the copy runs.
     """
 
     def __init__(
-        self, module: nn.Module, example_inputs: Any, dtype: torch.dtype | None, hooks: bool
+        self,
+        module: nn.Module,
+        dtype: torch.dtype | None,
+        hooks: bool,
+        arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.dtype, self.hooks = dtype, hooks
         self._module = module
+        self._arithmetic = arithmetic
         self._copy = at_rest(duplicate(module, type(module).__name__, cloned))
         for inner in self._copy.modules():
             for registered in (inner._forward_hooks, inner._forward_pre_hooks):
@@ -98,18 +104,17 @@ class _Run:
                         del registered[key]
         if dtype is not None:
             self._copy.to(dtype)
-        arguments = pytree.tree_map(lambda v: _cast(v, dtype), example_inputs)
-        self._arguments, self._named = split_arguments(arguments)
 
-    def results(self) -> Sequence[torch.Tensor]:
-        """The floating tensors that the module returns."""
-        arguments, named = pytree.tree_map(_own, (self._arguments, self._named))
+    def results(self, example_inputs: Any) -> Any:
+        """What the module returns."""
+        arguments, named = split_arguments(pytree.tree_map(self._own, example_inputs))
         with torch.no_grad(), own_random_numbers():
             torch.manual_seed(0)  # should it draw numbers
-            return list(_floats(self._copy(*arguments, **named)))
+            with self._arithmetic():
+                return self._copy(*arguments, **named)
 
-    def nudged(self, seed: int) -> Sequence[torch.Tensor]:
-        """The same when every number c of the module is c (1 + u U(-1, 1))."""
+    def nudged(self, example_inputs: Any, seed: int) -> Any:
+        """The same when every number c of the module is c (1 + u U(-1, 1)). It stays so."""
         generator = torch.Generator().manual_seed(seed)
         draws = 2 * torch.rand(_DRAWN, generator=generator, dtype=torch.float64) - 1
         for mine, theirs in zip(_numbers(self._copy), _numbers(self._module), strict=True):
@@ -122,7 +127,14 @@ class _Run:
                 else draws.roll(-start).repeat(-(-n // _DRAWN))[:n]
             )
             mine.data.copy_(theirs.detach().cpu().double() * (1 + u * own.view(theirs.shape)))
-        return self.results()
+        return self.results(example_inputs)
+
+    def _own(self, value: Any) -> Any:
+        """In the type of the run, and a copy: a module may change what it is given."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        dtype = self.dtype if self.dtype is not None and value.is_floating_point() else value.dtype
+        return value.detach().to(dtype, copy=True)
 
 
 def _numbers(module: nn.Module) -> Iterator[torch.Tensor]:
@@ -131,16 +143,6 @@ def _numbers(module: nn.Module) -> Iterator[torch.Tensor]:
         *module.named_buffers(remove_duplicate=False),
     )
     return (t for _, t in tensors if t.is_floating_point())
-
-
-def _own(value: Any) -> Any:
-    """A module may change what it is given."""
-    return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def _cast(value: Any, dtype: torch.dtype | None) -> Any:
-    wanted = isinstance(value, torch.Tensor) and dtype is not None and value.is_floating_point()
-    return value.detach().to(dtype) if wanted else value
 
 
 def _floats(results: Any) -> Iterator[torch.Tensor]:
