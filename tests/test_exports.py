@@ -74,8 +74,8 @@ render.cases
 render.digest
 render.github render.junit render.markdown
 render
-cli.options cli.terminal
-cli.program
+cli.failures cli.files cli.options cli.terminal
+cli.program cli.reporting
 cli
 __main__
 """
@@ -151,8 +151,8 @@ class TestNames:
         fold_module recalibrate_module as_dict FoldPass OptimizeReport ExportReport ModuleCheck InspectReport
         FoldReport Decision Outcome Reason Counts BatchNormFacts RecalibrateReport LayerReport Method
         Recalibration ImageOptions Moments SampleMoments VerifyReport Verdict Limit Difference
-        AlgebraReport OutputCheck TensorCheck Metrics RuntimeReport RuntimeCheck Certificate BnfoldError
-        InputError OutputError NotEquivalent NotCalibrated Undecided"""
+        AlgebraReport OutputCheck TensorCheck Metrics RuntimeReport RuntimeCheck Certificate FailureReport
+        BnfoldError InputError OutputError NotEquivalent NotCalibrated Undecided"""
         assert bnfold.__all__ == expected.split()
 
     @pytest.mark.parametrize("name", bnfold.__all__)
@@ -240,5 +240,6 @@ class TestArrows:
         }
         own -= {f".{name}" for name in parts}
         # `later` is about how the process starts, `kinds` about names of files, not about models.
-        reports = {".render", ".render.comparison", ".render.page", ".render.recalibration", ".render.text"}
+        parts = "digest github markdown page surroundings text"
+        reports = {".render", *(f".render.{part}" for part in parts.split())}
         assert own <= {".__init__", ".kinds", ".later"} | reports

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import bnfold
 
 from ..kinds import is_torch
 from ..later import postpone
+from .failures import say
 from .options import (
     EXPORTING,
     IMAGES,
@@ -29,12 +30,14 @@ from .options import (
     data_options,
     fold_options,
     output_option,
+    report_options,
     source_argument,
     torch_options,
     writing_options,
 )
 from .program import Program
-from .terminal import count_bar, interrupts_later, is_alone, is_closed, is_first, page, progress_bar, write
+from .reporting import Reporting, reporting
+from .terminal import count_bar, interrupts_later, is_alone, is_closed, page, progress_bar, write
 
 STREAM = "-"
 _VERDICTS = {bnfold.Verdict.PASS: 0, bnfold.Verdict.FAIL: 1, bnfold.Verdict.UNDECIDED: 3}
@@ -76,6 +79,7 @@ def main(ctx: click.Context) -> None:
 @data_options
 @writing_options
 @fold_options
+@report_options
 @torch_options
 def optimize(source: str | None, target: str | None, data: str | None, **how: Any) -> None:
     """Fold and verify MODEL, and write the result.
@@ -83,48 +87,37 @@ def optimize(source: str | None, target: str | None, data: str | None, **how: An
     MODEL is an ONNX model, or a PyTorch model as for `export`. MODEL and FILE may be "-", the standard input
     and output.
     """
-    loading, exporting = _taken(how, LOADING), _taken(how, EXPORTING)
-    reading, images = _taken(how, READING), _taken(how, IMAGES)
-    if data is not None and not is_alone():
-        raise click.UsageError(
-            "--recalibrate is for one process: use `bnfold recalibrate` with torchrun first"
-        )
-    if data is None:
-        _need_none(reading | images, READING | IMAGES, "is for --recalibrate")
-    if _is_torch(source, loading | exporting):
-        _need_none(_taken(how, OF_ONNX) | {"data": data}, OF_ONNX | {"data": "--recalibrate"})
-        _export(
-            source,
-            loading,
-            _beside(source, loading, ".folded.onnx") if target is None else target,
-            **how,
-            **exporting,
-        )
-        return
-    assert source is not None
-    to_stdout = _goes_to_stdout(how["dry_run"], *((source, target) if target is None else (target,)))
-    reporting = _taken(how, ("quiet", "as_json", "verbose"))
-    with interrupts_later():
-        postpone("sympy")
-        work = bnfold.optimize
-    with progress_bar("Verifying") as progress, count_bar("Recalibrating") as counting:
-        if data is not None:
-            how["recalibrate"] = partial(
-                bnfold.recalibrate,
-                data=data,
-                images=_images(images),
-                inline_functions=how["inline_functions"],
-                progress=counting,
-                **_given(reading),
+    to_stdout = _goes_to_stdout(how, target, source)
+    with reporting(how, _title(source, how), target, data, err=to_stdout) as out:
+        loading, exporting = _taken(how, LOADING), _taken(how, EXPORTING)
+        reading, images = _taken(how, READING), _taken(how, IMAGES)
+        if data is not None and not is_alone():
+            raise click.UsageError(
+                "--recalibrate is for one process: use `bnfold recalibrate` with torchrun first"
             )
-        report = work(source, target, progress=progress, **how)
-
-    def text() -> str:
-        from ..render.text import optimized
-
-        return optimized(report, page(reporting["verbose"], err=to_stdout))
-
-    _report(report, text, to_stdout, reporting)
+        if data is None:
+            _need_none(reading | images, READING | IMAGES, "is for --recalibrate")
+        if _is_torch(source, loading | exporting):
+            _need_none(_taken(how, OF_ONNX) | {"data": data}, OF_ONNX | {"data": "--recalibrate"})
+            target = _beside(source, loading, ".folded.onnx") if target is None else target
+            _export(out, source, loading, target, **how, **exporting)
+            return
+        assert source is not None
+        _need_pipe(to_stdout)
+        with interrupts_later():
+            postpone("sympy")
+            work = bnfold.optimize
+        with progress_bar("Verifying") as progress, count_bar("Recalibrating") as counting:
+            if data is not None:
+                how["recalibrate"] = partial(
+                    bnfold.recalibrate,
+                    data=data,
+                    images=_images(images),
+                    inline_functions=how["inline_functions"],
+                    progress=counting,
+                    **_given(reading),
+                )
+            out.add(work(source, target, changes=out.pictured, progress=progress, **how))
 
 
 @main.command()
@@ -170,65 +163,72 @@ def optimize(source: str | None, target: str | None, data: str | None, **how: An
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @click.option("--dry-run", is_flag=True, help="Do everything, but write nothing.")
 @click.option("-v", "--verbose", count=True, help="Report every layer; -vv: tracebacks as well.")
-@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No report.")
+@report_options
 def recalibrate(source: str, target: str | None, **how: Any) -> None:
     """Give the BatchNormalizations of MODEL the statistics of DATA.
 
     MODEL is an ONNX model. The result depends on neither order nor batches of the data, and every running
     mean and variance in it is what really comes in. In several processes: torchrun -m bnfold recalibrate ...
     """
-    if is_torch(source):
-        raise click.UsageError(
-            f"{source} is a PyTorch model: export it first (bnfold export --no-fold), or use "
-            "bnfold.recalibrate_module"
-        )
-    images, reading = _taken(how, IMAGES), _given(_taken(how, READING))
-    reporting = _taken(how, ("quiet", "as_json", "verbose"))
-    to_stdout = _goes_to_stdout(how["dry_run"], *((source, target) if target is None else (target,)))
-    with interrupts_later():
-        postpone("sympy")
-        work = bnfold.recalibrate
-    with count_bar("Recalibrating") as progress:
-        report = work(source, target, images=_images(images), progress=progress, **reading, **how)
-
-    def text() -> str:
-        from ..render.recalibration import recalibrated
-
-        return recalibrated(report, page(reporting["verbose"], err=to_stdout))
-
-    if is_first():
-        _report(report, text, to_stdout, reporting)
+    to_stdout = _goes_to_stdout(how, target, source)
+    with reporting(how, source, target, how["data"], how["resume"], err=to_stdout) as out:
+        if is_torch(source):
+            raise click.UsageError(
+                f"{source} is a PyTorch model: export it first (bnfold export --no-fold), or use "
+                "bnfold.recalibrate_module"
+            )
+        images, reading = _taken(how, IMAGES), _given(_taken(how, READING))
+        _need_pipe(to_stdout)
+        with interrupts_later():
+            postpone("sympy")
+            work = bnfold.recalibrate
+        with count_bar("Recalibrating") as progress:
+            out.add(work(source, target, images=_images(images), progress=progress, **reading, **how))
 
 
 @main.command()
-@source_argument
+@click.argument("sources", metavar="[MODEL]...", nargs=-1, type=click.Path(allow_dash=True))
+@click.option(
+    "--fail-on",
+    multiple=True,
+    type=click.Choice(["foldable"]),
+    help="Exit with 1 if a BatchNormalization is left that could be folded.",
+)
 @fold_options
+@report_options
 @torch_options
-def inspect(source: str | None, as_json: bool, verbose: int, **how: Any) -> None:
+def inspect(sources: tuple[str, ...], fail_on: tuple[str, ...], **how: Any) -> None:
     """Show which BatchNormalizations would fold.
 
     Also what is stored in each, and why those that stay do. Nothing is written. MODEL is an ONNX model, or a
     PyTorch model as for `export`.
     """
+    with reporting(how, _title(sources[0] if sources else None, how), *sources[1:], fail_on=fail_on) as out:
+        if len(sources) < 2:
+            _inspect(out, sources[0] if sources else None, fail_on, **how)
+        else:
+            for source in sources:
+                with out.one_of_many(source):
+                    _inspect(out, source, fail_on, **how)
+
+
+def _inspect(out: Reporting, source: str | None, fail_on: tuple[str, ...], **how: Any) -> None:
     loading, exporting = _taken(how, LOADING), _taken(how, EXPORTING)
     if _is_torch(source, loading | exporting):
         _need_none(_taken(how, OF_ONNX), OF_ONNX)
         loaded = _load(source, loading)
-        report = bnfold.inspect_module(loaded, only=how["only"], **exporting)
+        report = bnfold.inspect_module(loaded, only=how["only"], changes=out.pictured, **exporting)
     else:
         assert source is not None
         with interrupts_later():
             postpone("sympy")
             work = bnfold.inspect
-        report = work(source, **how)
-
-    def text() -> str:
-        from ..render.text import inspected
-
-        return inspected(report, page(verbose))
-
-    _report(report, text, False, {"as_json": as_json, "quiet": False})
+        report = work(source, changes=out.pictured, **how)
+    unwanted = len(report.foldable) if fail_on else 0
+    out.add(report, 1 if unwanted else 0)
+    if unwanted:
+        say("error", f"{report.source}: {unwanted} could be folded, and --fail-on foldable was given")
 
 
 @main.command()
@@ -245,12 +245,12 @@ def inspect(source: str | None, as_json: bool, verbose: int, **how: Any) -> None
 )
 @writing_options
 @click.option("-v", "--verbose", count=True, help="Report every decision; -vv: tracebacks as well.")
-@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 @click.option(
     "--only",
     type=click.Choice(["batchnorm"]),
     help="Fold no multiplication or addition that does not belong to a BatchNormalization.",
 )
+@report_options
 @torch_options
 def export(source: str | None, target: str | None, **how: Any) -> None:
     """Export the PyTorch model MODEL to ONNX, fold and verify it.
@@ -258,12 +258,13 @@ def export(source: str | None, target: str | None, **how: Any) -> None:
     MODEL is an exported program (.pt2), or the weights (.safetensors, .pt, .pth) of what --model makes, or
     TorchScript. It is exported in evaluation mode.
     """
-    loading = _taken(how, LOADING)
-    if source is None and loading["factory"] is None:
-        raise click.UsageError("Missing argument 'MODEL'")
-    if source is not None and source.endswith(".onnx"):
-        raise click.UsageError(f"{source} is an ONNX model already; `bnfold optimize` takes those")
-    _export(source, loading, _beside(source, loading, ".onnx") if target is None else target, **how)
+    with reporting(how, _title(source, how), target, err=_goes_to_stdout(how, target)) as out:
+        loading = _taken(how, LOADING)
+        if source is None and loading["factory"] is None:
+            raise click.UsageError("Missing argument 'MODEL'")
+        if source is not None and source.endswith(".onnx"):
+            raise click.UsageError(f"{source} is an ONNX model already; `bnfold optimize` takes those")
+        _export(out, source, loading, _beside(source, loading, ".onnx") if target is None else target, **how)
 
 
 @main.command()
@@ -302,12 +303,9 @@ def export(source: str | None, target: str | None, **how: Any) -> None:
     help="Seconds that onnxruntime may take for one load or run.",
 )
 @click.option("-v", "--verbose", count=True, help="Report every tensor; -vv: tracebacks as well.")
-@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No report; the exit code tells.")
-@click.pass_context
+@report_options
 def verify(
-    ctx: click.Context,
-    /,
     reference: str,
     candidate: str,
     rtol: tuple[tuple[str, float], ...],
@@ -315,43 +313,33 @@ def verify(
     sizes: tuple[tuple[str, int], ...],
     outputs_only: bool,
     no_runtime: bool,
-    verbose: int,
-    as_json: bool,
-    quiet: bool,
     **how: Any,
 ) -> None:
     """Prove that CANDIDATE is the same function as REFERENCE, or find where it is not.
 
     Both are run in float64 and compared at every tensor that they name alike; then in onnxruntime.
     """
-    with interrupts_later():
-        postpone("sympy")
-        work = bnfold.verify
-    relative, absolute = dict(rtol), dict(atol)
-    limits = {
-        name: bnfold.Limit(*(given.get(name, given.get("", 0.0)) for given in (relative, absolute)))
-        for name in relative | absolute
-    }
-    with progress_bar("Verifying") as progress:
-        report = work(
-            reference,
-            candidate,
-            limits=limits,
-            sizes=dict(sizes),
-            by_name=not outputs_only,
-            runtime=not no_runtime,
-            progress=progress,
-            **how,
-        )
-    if as_json:
-        from ..render import as_json as render
-
-        write(render(report))
-    elif not quiet:
-        from ..render.comparison import compared
-
-        write(compared(report, page(verbose)))
-    ctx.exit(_VERDICTS[report.verdict])
+    with reporting(how, candidate, reference, how["inputs"]) as out:
+        with interrupts_later():
+            postpone("sympy")
+            work = bnfold.verify
+        relative, absolute = dict(rtol), dict(atol)
+        limits = {
+            name: bnfold.Limit(*(given.get(name, given.get("", 0.0)) for given in (relative, absolute)))
+            for name in relative | absolute
+        }
+        with progress_bar("Verifying") as progress:
+            report = work(
+                reference,
+                candidate,
+                limits=limits,
+                sizes=dict(sizes),
+                by_name=not outputs_only,
+                runtime=not no_runtime,
+                progress=progress,
+                **how,
+            )
+        out.add(report, _VERDICTS[report.verdict])
 
 
 @main.command()
@@ -405,21 +393,14 @@ def _load(source: str | None, loading: Mapping[str, Any]) -> Any:
         return load(source, **loading)
 
 
-def _export(source: str | None, loading: Mapping[str, Any], target: str, **how: Any) -> None:
-    reporting = _taken(how, ("quiet", "as_json", "verbose"))
-    to_stdout = _goes_to_stdout(how["dry_run"], target)
+def _export(out: Reporting, source: str | None, loading: Mapping[str, Any], target: str, **how: Any) -> None:
+    to_stdout = _goes_to_stdout(how, target)
+    _need_pipe(to_stdout)
     if not (to_stdout or how["dry_run"] or how["force"]) and os.path.lexists(target):
         raise bnfold.OutputError(f"{target}: exists already; choose another name, or pass --force")
     loaded = _load(source, loading)
     with progress_bar("Exporting") as progress:
-        report = bnfold.export(loaded, target, progress=progress, **how)
-
-    def text() -> str:
-        from ..render.text import exported
-
-        return exported(report, page(reporting["verbose"], err=to_stdout))
-
-    _report(report, text, to_stdout, reporting)
+        out.add(bnfold.export(loaded, target, changes=out.pictured, progress=progress, **how))
 
 
 # Data
@@ -438,21 +419,19 @@ def _images(options: Mapping[str, Any]) -> bnfold.ImageOptions | None:
 # Streams
 
 
-def _goes_to_stdout(dry_run: bool, *names: str) -> bool:
-    """Whether the model does, which must then be neither closed nor a terminal."""
-    to_stdout = not dry_run and STREAM in names
+def _title(source: str | None, how: Mapping[str, Any]) -> str | None:
+    """What the user calls the model: its file, or the function that makes it."""
+    return source if source is not None else how["factory"]
+
+
+def _goes_to_stdout(how: Mapping[str, Any], target: str | None, source: str | None = None) -> bool:
+    """Whether the model does; without a target, if it also comes from a stream."""
+    return not how["dry_run"] and (source if target is None else target) == STREAM
+
+
+def _need_pipe(to_stdout: bool) -> None:
+    """Refuse a standard output that is closed or a terminal, if the model goes there."""
     if to_stdout and is_closed(sys.stdout):
         raise click.UsageError("the model would go to the standard output, which is closed")
     if to_stdout and sys.stdout.isatty():
         raise click.UsageError("the model would go to the terminal; redirect it, or name a file with -o")
-    return to_stdout
-
-
-def _report(report: Any, text: Callable[[], str], to_stdout: bool, reporting: Mapping[str, Any]) -> None:
-    """Print a report, as it was asked for, beside a model that may go to the standard output."""
-    if reporting["as_json"]:
-        from ..render import as_json as render
-
-        write(render(report), err=to_stdout)
-    elif not reporting["quiet"]:
-        write(text(), err=to_stdout)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
+_REPORTS = (".json", ".xml", ".md", ".html")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -102,6 +104,39 @@ class Arguments(click.ParamType[Any]):
         return arguments
 
 
+class ReportPath(click.Path):
+    """A file whose suffix says what kind of report it is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        suffix = os.path.splitext(value)[1].lower()
+        if suffix not in _REPORTS:
+            self.fail(f"'{value}' ends with none of {', '.join(_REPORTS)}", param, ctx)
+        return value
+
+
+def report_options(command: Command) -> Command:
+    """The options of everything that reports."""
+    for option in (
+        click.option(
+            "--report",
+            "reports",
+            multiple=True,
+            type=ReportPath(),
+            metavar="PATH",
+            help="Also write a report: .json, .xml (JUnit), .md or .html; repeatable.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="The same as --format json."),
+        click.option(
+            "--format",
+            "form",
+            type=click.Choice(["text", "json", "markdown", "junit", "github"]),
+            help="How to report; github: annotations, and a summary of the step.  [default: text]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def source_argument(command: Command) -> Command:
     return click.argument("source", metavar="[MODEL]", required=False, type=click.Path(allow_dash=True))(
         command
@@ -180,7 +215,6 @@ def fold_options(command: Command) -> Command:
     """The options that `optimize` and `inspect` share."""
     for option in (
         click.option("-v", "--verbose", count=True, help="Report every decision; -vv: tracebacks as well."),
-        click.option("--json", "as_json", is_flag=True, help="Report as JSON."),
         click.option("--inline-functions", is_flag=True, help="Inline local functions first."),
         click.option(
             "--freeze-initializers",

@@ -45,7 +45,7 @@ class Digest:
 
     Attributes:
         report: All of it.
-        command: What was run: "optimize"; "" for a failure.
+        command: What was run: "optimize"; "" if nobody knows.
         source: The model, as its user calls it.
         status: The verdict.
         headline: What happened, in a sentence.
@@ -67,12 +67,17 @@ class Digest:
 
 
 def digest(
-    report: Report, *, fail_on: Collection[str] = frozenset(), error: BnfoldError | None = None
+    report: Report,
+    *,
+    command: str = "",
+    fail_on: Collection[str] = frozenset(),
+    error: BnfoldError | None = None,
 ) -> Digest:
     """The digest of a report.
 
     Args:
         report: Of any kind.
+        command: What was run; by default, what makes such reports.
         fail_on: "foldable" lets an inspection fail that found BatchNormalizations that would fold.
         error: What carried the report, if something did; it decides then.
     """
@@ -89,6 +94,8 @@ def digest(
             found = _recalibrated(report)
         case FailureReport():
             found = _failed(report)
+    if command:
+        found = replace(found, command=command)
     if error is not None:
         status, message = _EXIT.get(error.exit_code, Status.ERROR), str(error)
         found = replace(found, status=status, message=message, next=_after(report, status))
@@ -295,6 +302,8 @@ def _comparison_figures(report: VerifyReport) -> _Figures:
         yield "first tensor beyond tolerance", printable(report.culprit.name)
     yield "tolerance", f"{report.tolerance:g}"
     yield "tensors compared", str(len(checks))
+    for model, size in zip(("reference", "candidate"), report.sizes or (), strict=False):
+        yield f"parameters of the {model}", str(size.parameters)
     if report.certificate is not None:
         yield "folded constants", certified(report.certificate).rstrip(".")
     if report.runtime is not None:

@@ -14,6 +14,7 @@ from .surroundings import Surroundings
 # What XML 1.0 has no way to write, not even as a reference.
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _TAGS = {Status.FAIL: "failure", Status.UNDECIDED: "error", Status.ERROR: "error"}
+_LONGEST = 1000  # characters of a command
 
 
 def junit(digests: Sequence[Digest], surroundings: Surroundings) -> str:
@@ -52,8 +53,11 @@ def _counts(cases: Iterable[Case]) -> dict[str, str]:
 
 
 def _around(surroundings: Surroundings) -> Mapping[str, str]:
+    command = surroundings.command
+    if len(command) > _LONGEST:  # it stands in every suite, and may name all of them
+        command = f"{command[:_LONGEST]} ..."
     versions = {f"version of {name}": version for name, version in surroundings.versions.items()}
-    return {"command": surroundings.command, "system": surroundings.system, **versions}
+    return {"command": command, "system": surroundings.system, **versions}
 
 
 def _clean(text: str) -> str:

@@ -13,7 +13,8 @@ from .surroundings import Surroundings
 from .text import by_reason, place
 
 LIMIT = 512 * 1024  # bytes; GitHub refuses summaries of a step above twice that
-_CELL = 1000  # characters
+_CELL = 500  # characters
+_COMMAND = 4000
 _EXAMPLES = 2
 _SIGNS = {
     Status.PASS: "\u2705",
@@ -134,6 +135,8 @@ def _around(surroundings: Surroundings) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in surroundings.versions.items())
     command = printable(surroundings.command)
     lines = ["<details>", "<summary>How this was made</summary>", ""]
+    if len(command) > _COMMAND:
+        command = f"{command[:_COMMAND]} ..."
     lines += ["```sh", command, "```", ""] if command else []
     lines += [escaped(f"{versions}; {surroundings.system}"), "", "</details>"]
     return "\n".join(lines) + "\n"
