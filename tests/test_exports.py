@@ -62,18 +62,22 @@ pytorch.aliases pytorch.layers
 pytorch.translate
 pytorch.fold
 pytorch.against pytorch.script_export
+pytorch.equivalent
 pytorch.misfit pytorch.pickles pytorch.torchscript
 pytorch.plain pytorch.state_dict
 pytorch.load
 pytorch.export
 __init__
 render.page
-render.surroundings render.comparison render.recalibration
+render.assertion render.surroundings render.comparison render.recalibration
 render.text render.reasons render.schema
 render.cases
 render.digest
 render.github render.junit render.markdown
 render
+artifacts
+testing
+pytest_plugin
 cli.failures cli.files cli.options cli.terminal
 cli.program cli.reporting
 cli
@@ -88,6 +92,7 @@ GUESTS = {
     "click": {"cli"},
     "threadpoolctl": {"algebra_gate"},
     "PIL": {"images"},
+    "pytest": {"pytest_plugin"},
 }
 # The checker shares nothing with what it checks.
 FOLDING = """affine arithmetic carriers chains constants double_double edit facts fold model moves nodes
@@ -240,6 +245,6 @@ class TestArrows:
         }
         own -= {f".{name}" for name in parts}
         # `later` is about how the process starts, `kinds` about names of files, not about models.
-        parts = "digest github markdown page surroundings text"
-        reports = {".render", *(f".render.{part}" for part in parts.split())}
+        names = "digest github markdown page surroundings text"
+        reports = {".render", *(f".render.{name}" for name in names.split())}
         assert own <= {".__init__", ".kinds", ".later"} | reports

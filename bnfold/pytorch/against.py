@@ -233,7 +233,7 @@ class _Comparison:
         """The tensors among the module's results, in order."""
         types = {v.name: v.type.tensor_type.elem_type for v in self.exported.inputs}
         assert set(types) <= set(self.captured.inputs)
-        values = [_tensor(feed.arrays[name], wide) for name in self.captured.inputs]
+        values = [tensor_of(feed.arrays[name], wide) for name in self.captured.inputs]
         args, kwargs = self.captured.arguments(values)
         try:
             with torch.no_grad(), quiet():
@@ -266,8 +266,8 @@ class _Comparison:
                 continue
             exact = value.dtype.kind != "f"
             with np.errstate(all="ignore"):  # an infinity less itself
-                noises = list(_noises(Base(base, exact=exact), [run[original] for run in moved]))
-                found[name] = Tally.of(value, Base(expected, exact=exact), noises)
+                moved_by = list(noises(Base(base, exact=exact), [run[original] for run in moved]))
+                found[name] = Tally.of(value, Base(expected, exact=exact), moved_by)
         return found
 
     def _check(self, name: str, tally: Tally, tolerance: float) -> TensorCheck:
@@ -280,7 +280,7 @@ class _Comparison:
         )
 
 
-def _noises(base: Base, moved: Sequence[Array | Missing]) -> Iterator[Sums]:
+def noises(base: Base, moved: Sequence[Array | Missing]) -> Iterator[Sums]:
     """How far nudged runs are from the model's own value."""
     for value in moved:
         with suppress(Unlike):
@@ -296,7 +296,8 @@ def _is_admitted(
     return admitted([shapes[name] for name in names])
 
 
-def _tensor(array: Array, wide: bool) -> torch.Tensor:
+def tensor_of(array: Array, wide: bool) -> torch.Tensor:
+    """An array of a feed for a module: floats in double precision, or in their own."""
     name = array.dtype.name
     if name in DTYPES and not DTYPES[name].is_floating_point:
         return torch.from_numpy(np.array(array))

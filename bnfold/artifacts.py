@@ -1,0 +1,124 @@
+"""What is kept of two models that did not prove equivalent, so that somebody can look at them afterwards.
+
+failure.txt                        what the test said; it marks the folder as one of these
+reference.onnx, candidate.onnx     the models, with their data; of a module .pt and .txt
+inputs/                            what both were fed
+report.html                        or report.md, where what HTML needs is not installed
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import BnfoldError, InputError
+from .verification import VerifyReport
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MARK = "failure.txt"
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """All that there is to keep.
+
+    Attributes:
+        models: The reference and the candidate: files, or modules.
+        inputs: A file or folder of feeds, or what modules are called with; None if nothing was fed.
+        report: What was found.
+        command: What repeats the comparison inside the folder; "" if no command does.
+        message: What the test said.
+    """
+
+    models: tuple[Any, Any]
+    inputs: Any
+    report: VerifyReport
+    command: str
+    message: str
+
+
+def keep(evidence: Evidence, folder: Path) -> None:
+    """Write a folder.
+
+    Raises:
+        OSError: It cannot be written.
+        BnfoldError: A part of it cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).write_text(evidence.message + "\n", encoding="utf-8")
+    for name, model in zip(("reference", "candidate"), evidence.models, strict=True):
+        if isinstance(model, Path):
+            _copy_model(model, folder / f"{name}.onnx")
+        else:
+            from .pytorch.equivalent import save_module
+
+            save_module(model, folder / name)
+    _copy_inputs(evidence.inputs, folder / "inputs")
+    _write_report(evidence, folder)
+
+
+def discard(folder: Path) -> None:
+    """Remove what an earlier run has kept there; another folder is left alone."""
+    if (folder / MARK).is_file() and not folder.is_symlink():
+        shutil.rmtree(folder)
+
+
+def write_feed(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Write an .npz file; unlike `numpy.savez` with inputs of any name.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    import numpy as np
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def _copy_model(source: Path, target: Path) -> None:
+    from .model import load, save
+
+    try:
+        save(load(source), target, force=True)
+    except InputError:  # it is stricter than a comparison; data of such a model stay where they are
+        shutil.copyfile(source, target)
+
+
+def _copy_inputs(inputs: Any, folder: Path) -> None:
+    if inputs is None:
+        return
+    if not isinstance(inputs, Path):
+        from .pytorch.equivalent import save_inputs
+
+        folder.mkdir(exist_ok=True)
+        save_inputs(inputs, folder / "inputs.pt")
+    elif inputs.is_dir():
+        shutil.copytree(inputs, folder, dirs_exist_ok=True)
+    else:
+        folder.mkdir(exist_ok=True)
+        shutil.copy(inputs, folder)
+
+
+def _write_report(evidence: Evidence, folder: Path) -> None:
+    from .render import written
+    from .render.digest import digest
+    from .render.surroundings import surroundings
+
+    content = [digest(evidence.report)], surroundings(evidence.command)
+    try:
+        text, suffix = written(".html", *content), ".html"
+    except BnfoldError:  # what it needs is not installed
+        text, suffix = written(".md", *content), ".md"
+    with open(folder / f"report{suffix}", "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        os.fsync(file.fileno())
