@@ -11,30 +11,23 @@ from typing import Any
 
 import onnx
 import pytest
+from reports import check, decision, facts, inspection, kept, layer, recalibration, report, verification
 
 import bnfold
 from bnfold import (
     AlgebraReport,
-    BatchNormFacts,
     Certificate,
     Counts,
-    Decision,
     Difference,
     FoldReport,
-    InspectReport,
-    LayerReport,
     Method,
-    Metrics,
-    OptimizeReport,
     Outcome,
     OutputCheck,
     Reason,
     RecalibrateReport,
     RuntimeCheck,
     RuntimeReport,
-    TensorCheck,
     Verdict,
-    VerifyReport,
 )
 from bnfold.render import as_json
 from bnfold.render.comparison import compared
@@ -47,51 +40,6 @@ ROOT = Path(__file__).parent.parent
 RESNET = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / "light_resnet50.onnx"
 
 SCREEN = 24
-
-
-def decision(name: str, outcome: Outcome = Outcome.PULLED, **changes: object) -> Decision:
-    plain = Decision(
-        "", (name,), ("BatchNormalization",), name + "_out", 8, outcome, into=("conv",), into_types=("Conv",)
-    )
-    return replace(plain, **changes)  # type: ignore[arg-type]
-
-
-def kept(name: str, reason: Reason, op_type: str = "BatchNormalization") -> Decision:
-    changes = {"op_types": (op_type,), "into": (), "reason": reason, "detail": f"what is at {name}"}
-    return decision(name, Outcome.KEPT, **changes)
-
-
-def check(name: str, ratio: float = 0.5, **changes: object) -> TensorCheck:
-    plain = TensorCheck(name, f"Conv '{name}'", ratio * 1e-7, 1e-7, ratio, "", alone=False, passed=ratio <= 4)
-    return replace(plain, **changes)  # type: ignore[arg-type]
-
-
-def verification(*tensors: TensorCheck, **changes: object) -> VerifyReport:
-    figures = Metrics(2e-7, 3e-6, 0.5, 1.5, 12.0, 141.2, 1.0, 1.0)
-    algebra = AlgebraReport(
-        Verdict.PASS, (OutputCheck("y", check("y", 1.96), figures),), tensors, 16, ("N=1, N(0, 1)",) * 4
-    )
-    plain = VerifyReport("model.onnx", "other.onnx", Verdict.PASS, 4.0, 0, (), algebra)
-    return replace(plain, **changes)  # type: ignore[arg-type]
-
-
-def report(*decisions: Decision, **changes: object) -> OptimizeReport:
-    batchnorms = sum(d.batchnorms for d in decisions)
-    left = sum(d.batchnorms for d in decisions if d.outcome is Outcome.KEPT)
-    fold = FoldReport(decisions, Counts(batchnorms, 4, 90), Counts(left, 3, 80), modified=True)
-    whole = OptimizeReport("model.onnx", "model.folded.onnx", fold, verification(check("a"), check("b")))
-    return replace(whole, **changes)  # type: ignore[arg-type]
-
-
-def facts(name: str, **changes: object) -> BatchNormFacts:
-    plain = BatchNormFacts(decision(name), name, 8, 32, 16, untouched=False, dead=0, non_finite=0)
-    return replace(plain, **changes)  # type: ignore[arg-type]
-
-
-def inspection(*found: BatchNormFacts) -> InspectReport:
-    decisions = tuple(b.decision for b in found)
-    fold = FoldReport(decisions, Counts(len(found), 0, 90), Counts(0, 0, 80), modified=True)
-    return InspectReport("model.onnx", found, fold)
 
 
 def flat(text: str) -> str:
@@ -398,23 +346,6 @@ class TestReasons:
         command = [sys.executable, "-m", "bnfold.render.reasons"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
         assert done.stdout.decode() == markdown()
-
-
-def layer(name: str = "norm", **figures: float) -> LayerReport:
-    facts: dict[str, Any] = {
-        **{"level": 0, "channels": 4, "samples": 40, "count": 160, "dead": 0, "untouched": False},
-        **{"mean_drift": 0.1, "var_drift": 0.2, "output_drift": 0.3, "mean_error": 0.01, "var_error": 0.02},
-        **{"mean_gap": 1e-8, "var_gap": 2e-8, "limit_used": 0.02},
-    }
-    return LayerReport(name=name, **facts | figures)
-
-
-def recalibration(*layers: LayerReport, **facts: Any) -> RecalibrateReport:
-    usual: dict[str, Any] = {
-        **{"source": "in.onnx", "target": "out.onnx", "method": Method.EXACT, "variance": "population"},
-        **{"samples": 40, "micro_batch": 32, "levels": 3, "cache": "ram", "processes": 1},
-    }
-    return RecalibrateReport(layers=layers, **usual | facts)
 
 
 class TestRecalibrated:

@@ -157,7 +157,7 @@ def _runtime(runtime: RuntimeReport, page: Page) -> Iterator[str]:
 
 def unlike(d: Difference) -> str:
     """What one says of itself, and what the other."""
-    return f"{d.what}: {printable(d.reference)}; the candidate has {printable(d.candidate)}"
+    return printable(f"{d.what}: {d.reference}; the candidate has {d.candidate}")
 
 
 def certified(certificate: Certificate) -> str:
