@@ -68,12 +68,14 @@ pytorch.plain pytorch.state_dict
 pytorch.load
 pytorch.export
 __init__
-render.page
+render.blocks render.page
 render.assertion render.surroundings render.comparison render.recalibration
-render.text render.reasons render.schema
+render.drawing render.figures render.text render.reasons render.schema
+render.comparison_sections render.fold_sections render.recalibration_sections
 render.cases
 render.digest
-render.github render.junit render.markdown
+render.answers render.github render.junit render.markdown
+render.html
 render
 artifacts
 testing
@@ -92,6 +94,9 @@ GUESTS = {
     "click": {"cli"},
     "threadpoolctl": {"algebra_gate"},
     "PIL": {"images"},
+    "jinja2": {"render.html"},
+    "markupsafe": {"render.html"},
+    "matplotlib": {"render.figures", "render.html"},
     "pytest": {"pytest_plugin"},
 }
 # The checker shares nothing with what it checks.

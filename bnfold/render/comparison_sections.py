@@ -1,0 +1,253 @@
+"""What a comparison of two models found, as sections of a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..report import ExportReport
+from ..verification import (
+    AlgebraReport,
+    Difference,
+    OutputCheck,
+    RuntimeReport,
+    TensorCheck,
+    VerifyReport,
+)
+from .blocks import Block, Folded, Items, Picture, Prose, Section, table
+from .comparison import certified
+from .figures import MOST_PANELS, MOST_POINTS, badness, growth, histograms
+from .page import many
+from .text import against_module
+
+_WORST = 20
+_AGAINST = (
+    "Each error is the distance of onnxruntime from float64. The candidate's may exceed the reference's by "
+    "the tolerance at most."
+)
+_CHECK_HEAD = ("tensor", "node", "error", "noise", "ratio", "where", "verdict")
+_CHECK_ALIGNED = "==>>><<"
+
+
+def errors(report: VerifyReport, ident: str) -> Section | None:
+    """How the error grows along the depth of the model."""
+    algebra = report.algebra
+    checks = [*algebra.tensors, *(o.check for o in algebra.outputs if o.check is not None)]
+    if not checks:
+        return None
+    blocks: list[Block] = [Prose(_measured(report))]
+    same = sum(1 for c in checks if c.error == 0)
+    if same == len(checks) and all(c.passed for c in checks):
+        blocks.append(Prose(f"All {len(checks):,} tensors are the same to the last bit.", strong=True))
+    else:
+        blocks.append(
+            Picture(growth(checks, report.tolerance, f"{ident}growth", _spoken(checks)), _legend(checks))
+        )
+    worst = sorted(checks, key=badness, reverse=True)[:_WORST]
+    title = f"The {len(worst)} worst of {many(len(checks), 'tensor')}"
+    rows = table(title, _CHECK_HEAD, _CHECK_ALIGNED, [_check(c) for c in worst])
+    blocks.append(Folded(f"{title} in numbers", (rows,), open=not worst[0].passed))
+    return Section("errors", "Error along the depth of the model", tuple(blocks))
+
+
+def _measured(report: VerifyReport) -> str:
+    algebra = report.algebra
+    return (
+        f"Both models were run in float64 on {many(len(algebra.feeds), 'feed')}, where they can differ only "
+        "by what was done to them and by the rounding of stored weights. The error of a tensor is the root "
+        "mean square of candidate minus reference. Its noise is how far the reference itself moves when its "
+        f"weights are nudged within what their type can hold ({many(algebra.draws, 'draw')}). The ratio is "
+        f"error over noise; up to {report.tolerance:g} is accepted."
+    )
+
+
+def _legend(checks: Sequence[TensorCheck]) -> str:
+    told = "Each point is a tensor that both models compute; what lies in the shaded band is accepted."
+    step = math.ceil(len(checks) / MOST_POINTS)
+    if step > 1:
+        told += f" Each point stands for up to {step} neighbouring tensors and shows the worst of them."
+    same = sum(1 for c in checks if c.error == 0)
+    if same:
+        told += (
+            f" {many(same, 'tensor')} without any error {'lies' if same == 1 else 'lie'} on the lower edge."
+        )
+    odd = sum(1 for c in checks if not math.isfinite(c.error))
+    if odd:
+        told += f" {many(odd, 'tensor')} whose error is no finite number {'lies' if odd == 1 else 'lie'} on "
+        told += "the upper edge."
+    return told
+
+
+def _spoken(checks: Sequence[TensorCheck]) -> str:
+    worst = max(checks, key=badness)
+    failing = sum(1 for c in checks if not c.passed)
+    return (
+        f"Error and noise of {many(len(checks), 'tensor')} in order of computation; {failing} beyond what is "
+        f"accepted; the worst is '{worst.name}' with a ratio of {worst.ratio:.3g}"
+    )
+
+
+def _check(c: TensorCheck) -> tuple[str, ...]:
+    where = ", ".join(filter(None, (c.part, "alone" if c.alone else "", c.problem)))
+    verdict = "accepted" if c.passed else "beyond"
+    return c.name, c.node, f"{c.error:.3g}", f"{c.noise:.3g}", f"{c.ratio:.3g}", where, verdict
+
+
+# Outputs
+
+
+def outputs(algebra: AlgebraReport, ident: str) -> Section | None:
+    """Each output in figures that people know."""
+    if not algebra.outputs:
+        return None
+    ordered = sorted(algebra.outputs, key=_output_badness, reverse=True)
+    blocks: list[Block] = [
+        Prose(
+            "These figures decide nothing; the ratio does. An ulp, unit in the last place, is the distance "
+            "between two neighbouring numbers of the output's own type, at the reference's value: it is tiny "
+            "next to zero, where an element may be off by many without any harm. SNR is the ratio of signal "
+            "to difference in decibels; top-1 is the share of rows whose largest element stays the same."
+        )
+    ]
+    measured = [o for o in ordered if o.metrics is not None and any(o.metrics.ulp_histogram)]
+    if measured:
+        shown = min(len(measured), MOST_PANELS)
+        caption = "How many elements of an output are off by up to so many ulp of its type."
+        if shown < len(measured):
+            caption += f" The {shown} worst of {len(measured)} outputs."
+        blocks.append(Picture(histograms(measured, f"{ident}ulp", _spoken_ulps(measured[:shown])), caption))
+    head = (
+        "output",
+        "ratio",
+        "max abs",
+        "max rel",
+        "ulp p50",
+        "ulp p99",
+        "ulp max",
+        "SNR",
+        "cosine",
+        "top-1",
+    )
+    blocks.append(table("Outputs, the worst first", head, "=" + ">" * 9, [_output(o) for o in ordered]))
+    missing = [
+        f"{o.name}: not compared itself: {o.missing}" + (" It is known to be alike." if o.decided else "")
+        for o in ordered
+        if o.missing
+    ]
+    blocks += [Items(tuple(missing))] if missing else []
+    return Section("outputs", "Outputs", tuple(blocks))
+
+
+def _output_badness(output: OutputCheck) -> tuple[bool, float]:
+    return badness(output.check) if output.check is not None else (not output.decided, math.inf)
+
+
+def _output(o: OutputCheck) -> tuple[str, ...]:
+    ratio = "-" if o.check is None else f"{o.check.ratio:.3g}"
+    if o.check is not None and not o.check.passed:
+        ratio += " beyond"
+    m = o.metrics
+    if m is None:
+        return (o.name, ratio, *["-"] * 8)
+    snr = "same" if m.snr_db == math.inf else f"{m.snr_db:.1f} dB"
+    ulps = (f"{ulp:.3g}" for ulp in (m.ulp_p50, m.ulp_p99, m.ulp_max))
+    top1 = "-" if m.top1 is None else f"{m.top1:.1%}"
+    return o.name, ratio, f"{m.max_abs:.2g}", f"{m.max_rel:.2g}", *ulps, snr, f"{m.cosine:.8f}", top1
+
+
+def _spoken_ulps(outputs: Sequence[OutputCheck]) -> str:
+    told = [f"'{o.name}' at most {o.metrics.ulp_max:.3g} ulp" for o in outputs if o.metrics is not None]
+    return f"Histograms of differences: {', '.join(told)}"
+
+
+# Other witnesses
+
+
+def witnesses(report: VerifyReport) -> Section | None:
+    """onnxruntime, the recomputed constants, and what the two models say of themselves."""
+    blocks: list[Block] = []
+    if report.certificate is not None:
+        blocks.append(
+            Prose(f"Certificate, each folded constant recomputed exactly: {certified(report.certificate)}")
+        )
+    if report.runtime is not None:
+        blocks += _runtime(report.runtime)
+    if report.differences:
+        blocks.append(_differences(report.differences))
+    if report.algebra.borrowed:
+        names = ", ".join(report.algebra.borrowed)
+        blocks.append(Prose(f"Computed by onnxruntime, in its own precision: {names}"))
+    feeds = (Items(report.algebra.feeds), Prose(f"Seed: {report.seed}."))
+    if report.algebra.feeds:
+        blocks.append(Folded("What both models were fed", feeds))
+    return Section("witnesses", "Other witnesses", tuple(blocks)) if blocks else None
+
+
+def _runtime(runtime: RuntimeReport) -> list[Block]:
+    told = f"onnxruntime, run on both models: {runtime.verdict.value}. {runtime.message}"
+    blocks: list[Block] = [Prose(told.strip())]
+    rows = [
+        (
+            c.output,
+            c.level,
+            c.feed,
+            f"{c.reference_error:.3g}",
+            f"{c.candidate_error:.3g}",
+            f"{c.ratio:.3g}",
+            "accepted" if c.passed else "beyond",
+        )
+        for c in sorted(runtime.checks, key=lambda c: (not c.passed, c.ratio), reverse=True)
+    ]
+    if rows:
+        head = (
+            "output",
+            "optimization",
+            "feed",
+            "reference's error",
+            "candidate's error",
+            "ratio",
+            "verdict",
+        )
+        blocks.append(
+            Folded(
+                f"{many(len(rows), 'comparison')} in onnxruntime",
+                (
+                    Prose(_AGAINST),
+                    table("onnxruntime against float64", head, "=<<>>><", rows),
+                ),
+            )
+        )
+    return [*blocks, *([Items(runtime.findings)] if runtime.findings else [])]
+
+
+def _differences(differences: Sequence[Difference]) -> Block:
+    rows = [(d.what, d.reference, d.candidate) for d in differences]
+    return table(
+        "What the two models say of themselves differently", ("what", "reference", "candidate"), "<==", rows
+    )
+
+
+# Export
+
+
+def module(report: ExportReport) -> Section:
+    """What came out of the module, and how it compares with it."""
+    check = report.module
+    interface = [("input", each) for each in report.inputs] + [("output", each) for each in report.outputs]
+    blocks: list[Block] = [
+        table("Interface of the model", ("what", "name, type and shape"), "<=", interface),
+        Prose(f"ONNX opset: {report.opset}."),
+    ]
+    if report.notes:
+        blocks.append(Items(report.notes))
+    if check is None:
+        blocks.append(Prose("It was not compared with the module, as asked.", strong=True))
+    else:
+        told = against_module(check) if check.outputs else check.message
+        blocks.append(Prose(f"Against the module in PyTorch: {check.verdict.value}. {told}"))
+        if check.outputs:
+            rows = [_check(c) for c in check.outputs]
+            blocks.append(table("Outputs against those of the module", _CHECK_HEAD, _CHECK_ALIGNED, rows))
+        if check.feeds:
+            blocks.append(Folded("What both were fed", (Items(check.feeds),)))
+    return Section("module", "The model and its module", tuple(blocks))
