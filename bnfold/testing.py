@@ -110,9 +110,9 @@ def _compared(
     with tempfile.TemporaryDirectory(prefix="bnfold-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         models = _model(reference, folder / "reference.onnx"), _model(candidate, folder / "candidate.onnx")
-        feeds = _Feeds(folder / "inputs", wanted=keeps)
+        feeds = _Feeds(folder / "inputs", wanted=keeps and inputs is None)
         try:
-            given = _given(inputs, models, folder / "given")
+            given = _given(inputs, models, folder / "inputs")
             report = _verify(models, given, tolerance, limit, feeds)
         except InputError as error:
             raise InputError(_without(str(error), folder)) from None
@@ -211,7 +211,7 @@ def _array(name: str, value: Any) -> Any:
         value = value.detach().cpu()
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
     array = np.asarray(value)
-    if array.dtype.hasobject:
+    if array.dtype.hasobject or array.dtype.kind in "SU":
         raise InputError(f"inputs: '{name}' is a {type(value).__name__}, no array of numbers")
     return array
 
@@ -306,6 +306,8 @@ def _properties(report: VerifyReport) -> dict[str, str]:
         found |= {"culprit": report.culprit.name, "culprit_node": report.culprit.node}
     if report.message:
         found["message"] = report.message
+    if report.runtime is not None and report.runtime.findings:
+        found["findings"] = "; ".join(report.runtime.findings)
     return {name: printable(value) for name, value in found.items()}
 
 
