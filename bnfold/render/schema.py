@@ -80,9 +80,11 @@ def _type(hint: Any, shared: dict[str, Any]) -> dict[str, Any]:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return {"anyOf": [_type(argument, shared) for argument in arguments]}
+    if origin is tuple and arguments[1] is ...:
+        return {"type": "array", "items": _type(arguments[0], shared)}
     if origin is tuple:
-        item, _ = arguments  # all are of any length: tuple[X, ...]
-        return {"type": "array", "items": _type(item, shared)}
+        items = [_type(argument, shared) for argument in arguments]
+        return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
     if origin is Mapping:
         return {"type": "object", "additionalProperties": _type(arguments[1], shared)}
     if hint is float:  # JSON has neither NaN nor infinity
