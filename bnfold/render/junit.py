@@ -26,7 +26,7 @@ def junit(digests: Sequence[Digest], surroundings: Surroundings) -> str:
         for name, value in (*digest.figures, *_around(surroundings).items()):
             SubElement(properties, "property", name=_clean(name), value=_clean(value))
         # Readers take what stands behind the last dot of a class for its name, and the rest for packages.
-        classname = f"bnfold.{digest.command or 'run'}.{_clean(digest.source).replace('.', '_')}"
+        classname = _clean(f"bnfold.{digest.command or 'run'}.{digest.source.replace('.', '_')}")
         seen = Counter[str]()
         for case in digest.cases:
             seen[case.name] += 1
