@@ -47,7 +47,7 @@ def say(kind: str, message: str) -> None:
 
 
 def _usage(error: click.ClickException) -> str:
-    context = error.ctx if isinstance(error, click.UsageError) else None
+    context = getattr(error, "ctx", None) or click.get_current_context(silent=True)
     command = context.command_path if context else "bnfold"
     return f"{error.format_message().rstrip('.')}; see `{command} --help`"
 

@@ -72,8 +72,7 @@ def reporting(
         found.finish()
         raise
     found.finish()
-    if found.code:
-        click.get_current_context().exit(found.code)
+    click.get_current_context().exit(found.code)
 
 
 class Reporting:
@@ -89,7 +88,7 @@ class Reporting:
         self._fail_on = fail_on
         self._found: list[tuple[Any, bnfold.BnfoldError | None]] = []  # reports, and what carried them
         self._files: list[str] = []
-        self._failed = False
+        self._is_lost = False
         self.pictured = False
         self.code = 0
 
@@ -110,7 +109,6 @@ class Reporting:
     def fail(self, source: str, error: Exception) -> None:
         """An error in the place of a result."""
         message, code = told(error, self._arguments)
-        self._failed = True
         self.code = max(self.code, code)
         report = getattr(error, "report", None)
         if report is not None and isinstance(error, bnfold.BnfoldError):
@@ -138,6 +136,8 @@ class Reporting:
                 self._attempt("$GITHUB_STEP_SUMMARY", self._summarize, counts=False)
             if not self._quiet:
                 self._print()
+        if self._is_lost and not self.code:
+            self.code = _UNWRITTEN
 
     def _print(self) -> None:
         try:
@@ -217,8 +217,7 @@ class Reporting:
 
     def _lose(self, path: str, why: str, *, counts: bool = True) -> None:
         say("warning", f"{path}: the report cannot be written: {why}")
-        if counts:
-            self.code = self.code or _UNWRITTEN
+        self._is_lost = self._is_lost or counts
 
 
 def _need_apart(paths: Collection[str], touched: Collection[str | None]) -> None:
