@@ -253,10 +253,7 @@ def _verify(
         return verify(*models, tolerance=tolerance, limits=limits, inputs=inputs, fed=feeds.take)
     from .pytorch.equivalent import compare
 
-    names = [
-        str(model) if isinstance(model, Path) else f"the {role} {type(model).__name__}"
-        for model, role in zip(models, ("reference", "candidate"), strict=True)
-    ]
+    names = [str(model) if isinstance(model, Path) else type(model).__name__ for model in models]
     return compare(
         *models, (names[0], names[1]), inputs=inputs, tolerance=tolerance, limit=limit, fed=feeds.take
     )

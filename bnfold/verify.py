@@ -96,7 +96,7 @@ def verify(
         def session() -> Session:
             return Session(timeout, provider)
 
-        ours, theirs = (_open(path, session, stack) for path in paths)
+        ours, theirs = (opened(path, session, stack) for path in paths)
         _need_same_inputs(ours, theirs, paths)
         limits = limits or {}
         if unknown := limits.keys() - {"", *ours.outputs}:
@@ -145,7 +145,12 @@ def verify(
     )
 
 
-def _open(path: Path, session: Callable[[], Session], stack: ExitStack) -> Program:
+def opened(path: Path, session: Callable[[], Session], stack: ExitStack) -> Program:
+    """A model that is ready to be compared, until the stack is closed.
+
+    Raises:
+        InputError: It cannot be read.
+    """
     from .borrow import Borrower
 
     if path.is_dir():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from ..feeds import Binding, Feed, Unfeedable, bindings
 from ..given import given
 from ..measure import Base, Tally, beyond, metrics
 from ..nudge import Nudge
+from ..session import Session
 from ..verification import (
     AlgebraReport,
     Limit,
@@ -37,6 +39,7 @@ from ..verification import (
     Verdict,
     VerifyReport,
 )
+from ..verify import opened
 from .against import OWN_TOLERANCE, TOLERANCE, noises, tensor_of
 from .equal import Run
 from .failure import RAISED, told
@@ -49,6 +52,7 @@ Array = NDArray[Any]
 Values = Mapping[str, Array | Missing]
 Model: TypeAlias = "nn.Module | Path"
 
+_ROLES = "reference", "candidate"
 _DRAWS = 8
 _SEED = 0
 # Batches and distributions of the feeds that are drawn.
@@ -91,14 +95,15 @@ def compare(
     Raises:
         InputError: A model cannot be used, or it cannot be called with the inputs.
     """
-    pair = _Pair((reference, candidate), names, tolerance, limit, fed)
-    if pair.program is None:
+    with ExitStack() as stack:
+        files = [model for model in (reference, candidate) if isinstance(model, Path)]
+        program = opened(files[0], Session, stack) if files else None
+        pair = _Pair((reference, candidate), program, names, tolerance, limit, fed)
+        if program is not None:
+            return pair.report(None if inputs is None else list(given(Path(inputs), program.model)))
         if inputs is None:
             raise InputError(f"{names[0]}: two modules need inputs=..., what they are called with")
         return pair.report([Feed({"": inputs}, "the inputs that were given")])
-    if inputs is None:
-        return pair.report(None)
-    return pair.report(list(given(Path(inputs), pair.program.model)))
 
 
 class _Side(Protocol):
@@ -182,19 +187,20 @@ class _Pair:
     def __init__(
         self,
         models: tuple[Model, Model],
+        program: Program | None,
         names: tuple[str, str],
         tolerance: float,
         limit: Limit | None,
         fed: Callable[[Feed], None] | None,
     ) -> None:
-        self.program = next((_program(m) for m in models if isinstance(m, Path)), None)
-        self._models, self._names = models, names
+        self._models, self._program, self._names = models, program, names
+        self._told = tuple(f"the {role} ({name})" for role, name in zip(_ROLES, names, strict=True))
         self._tolerance, self._limit, self._fed = tolerance, limit, fed
         self._feeds: list[str] = []
         self._found: dict[str, _Found] = {}
         modules = [m for m in models if isinstance(m, nn.Module)]
         self._dtype = _dtype(modules[0])
-        self._calls = {id(m): _caller(m, self.program) for m in modules}
+        self._calls = {id(m): _caller(m, self._program) for m in modules}
 
     def report(self, feeds: Sequence[Feed] | None) -> VerifyReport:
         """Compare on these feeds, or on such as are drawn."""
@@ -216,21 +222,21 @@ class _Pair:
         if fails:
             return self._verdict(Verdict.FAIL, fails, self._tolerance)
         if feeds is not None:
-            raise InputError(f"{self._names[0]}: does not take the inputs: {refused}")
-        told = f"nothing was compared: {self._names[0]} cannot be evaluated: {refused}"
+            raise InputError(f"{self._told[0]} does not take the inputs: {refused}")
+        told = f"nothing was compared: {self._told[0]} cannot be evaluated: {refused}"
         return self._verdict(Verdict.UNDECIDED, told, self._tolerance)
 
     def _side(self, model: Model, wide: bool, hooks: bool) -> _Side:
         if isinstance(model, nn.Module):
             return _ModuleSide(model, wide, hooks, self._calls[id(model)])
-        assert self.program is not None
-        return _OnnxSide(self.program)
+        assert self._program is not None
+        return _OnnxSide(self._program)
 
     def _drawn(self, reference: _Side, candidate: _Side) -> Iterator[Feed]:
         """Feeds of the first sizes at which the reference runs, and the candidate too if it does at any."""
-        assert self.program is not None
+        assert self._program is not None
         failures: list[Exception] = []
-        for binding in bindings(self.program.model):
+        for binding in bindings(self._program.model):
             first = _draw(binding, 0)
             try:
                 reference.values(first)
@@ -251,7 +257,7 @@ class _Pair:
         try:
             candidate.values(feed)
         except _Raises as error:
-            return _Unlike(f"{self._names[1]} cannot be run where {self._names[0]} can: {error}")
+            return _Unlike(f"{self._told[1]} cannot be run where {self._told[0]} can: {error}")
         return None
 
     def _walk(self, reference: _Side, candidate: _Side, feeds: Any, note: str) -> None:
@@ -278,10 +284,10 @@ class _Pair:
     def _matched(self, ours: Values, theirs: Values) -> Values:
         """The candidate's outputs by the names of the reference's: those of two modules have to be the same,
         those of a module and an ONNX model go by their order."""
-        same = list(ours) == list(theirs) if self.program is None else len(ours) == len(theirs)
+        same = list(ours) == list(theirs) if self._program is None else len(ours) == len(theirs)
         if not same:
             has, lacks = (", ".join(map(repr, side)) or "none" for side in (ours, theirs))
-            raise _Unlike(f"{self._names[0]} has the outputs {has}; {self._names[1]} has {lacks}")
+            raise _Unlike(f"{self._told[0]} has the outputs {has}; {self._told[1]} has {lacks}")
         return dict(zip(ours, theirs.values(), strict=True))
 
     def _judge(
@@ -326,7 +332,7 @@ class _Pair:
             return OutputCheck(name, None, missing=missing, decided=False)
         worst, problem = tally.worst(), tally.problem or found.beyond
         passed = not problem and (self._limit is not None or worst.ratio <= tolerance)
-        node = None if self.program is None else self.program.producer.get(name)
+        node = None if self._program is None else self._program.producer.get(name)
         made = "" if node is None else f"{node.op_type} '{node.name or name}'"
         check = TensorCheck(
             name, made, worst.error, worst.noise, worst.ratio, worst.part, False, passed, problem
@@ -338,19 +344,14 @@ class _Pair:
     ) -> VerifyReport:
         feeds = tuple(dict.fromkeys(self._feeds))
         algebra = AlgebraReport(
-            verdict, tuple(checks), draws=_DRAWS * len(self._feeds), feeds=feeds, message=message
+            verdict,
+            tuple(checks),
+            draws=_DRAWS * len(self._feeds),
+            feeds=feeds,
+            borrowed=() if self._program is None else self._program.borrowed,
+            message=message,
         )
         return VerifyReport(*self._names, verdict, tolerance, _SEED, (), algebra, message=message)
-
-
-def _program(path: Path) -> Program:
-    try:
-        program = Program(path)
-        program.read_constants()
-    except EvaluationError as error:
-        told = str(error) if str(path) in str(error) else f"{path}: {error}"
-        raise InputError(f"{told}; export or copy the model again, with its data") from error
-    return program
 
 
 def _caller(module: nn.Module, program: Program | None) -> Callable[[Feed], Any]:
