@@ -27,7 +27,7 @@ FOLDS = """(float[N,3,H,W] x) => (float[N,4,P,Q] y)
 { c = Conv(x, w)  n = BatchNormalization(c, scale, bias, mean, var)  y = Relu(n) }"""
 STAYS = "(float[N,4,H,W] x) => (float[N,4,H,W] y) { y = BatchNormalization(x, scale, bias, mean, var) }"
 NAN = "(float[4] x) => (float[4] y) { z = Sub(x, x)  y = Div(z, z) }"
-HOSTILE = "-a $(touch ran) `touch ran` [b] ::error::c.onnx"
+HOSTILE = "-a $(touch ran) `touch ran` ##[error] ::error::b.onnx"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ class Run:
         """The commands that the runner obeys: not those between a stop and its end."""
         found, stopped = [], ""
         for line in self.log.splitlines():
-            command = re.match(r"\s*::(\w[\w-]*)(?: [^:]*)?::(.*)", line)
+            command = re.match(r"\s*::([\w-]+)(?: .*?)?::(.*)", line) or re.search(
+                r"##\[([\w-]+)[^]]*\](.*)", line
+            )
             if stopped:
                 stopped = "" if line.strip() == f"::{stopped}::" else stopped
             elif command and command[1] == "stop-commands":
@@ -237,6 +239,14 @@ class TestRuns:
         assert (again.exit_code, again.outputs["verdict"]) == (0, "pass"), again.log
         assert not (runner.workspace / "ran").exists()
 
+    def test_a_name_in_an_error_is_no_command(self, runner: Runner) -> None:
+        done = runner.use(command="inspect", models="##[stop-commands]a\n::add-mask::b\nc##[error]d")
+        assert (done.exit_code, done.outputs["verdict"]) == (2, "error"), done.log
+        assert [a.startswith("::error title=bnfold") for a in done.annotations] == [True] * 3
+        with_usage = runner.use(command="inspect", models="model.onnx", args="--##[error]")
+        assert with_usage.annotations == []
+        assert "--##[error]" in with_usage.log
+
     @pytest.mark.parametrize(
         ("given", "why"),
         [
@@ -281,6 +291,15 @@ class TestRuns:
         assert done.outputs["verdict"] == "pass", done.log
 
 
+LOG = """::stop-commands::t1
+::error::no
+ ##[error]no
+::t1::
+ ::warning file=a::yes
+plain ::error::text
+and ##[notice]yes
+"""
+
+
 def test_the_runner_obeys_no_stopped_command() -> None:
-    log = "::stop-commands::t1\n::error::no\n::t1::\n::warning file=a::yes\nplain ::error::text\n"
-    assert Run(0, {}, log, "").annotations == ["::warning file=a::yes"]
+    assert Run(0, {}, LOG, "").annotations == [" ::warning file=a::yes", "and ##[notice]yes"]
