@@ -245,6 +245,7 @@ class TestRuns:
         assert [a.startswith("::error title=bnfold") for a in done.annotations] == [True] * 3
         with_usage = runner.use(command="inspect", models="model.onnx", args="--##[error]")
         assert with_usage.annotations == []
+        assert with_usage.outputs["report"] == "", "that of an earlier use"
         assert "--##[error]" in with_usage.log
 
     @pytest.mark.parametrize(
