@@ -48,6 +48,7 @@ PAGES = {
     "docs/pytorch.md": 4,
     "docs/reasons.md": 0,
     "docs/recalibration.md": 5,
+    "docs/reports.md": 2,
     "docs/schema/README.md": 2,
     "docs/verification.md": 0,
 }
@@ -406,10 +407,20 @@ def after_recalibration(printed: list[str]) -> None:
     assert "BatchNormalization" not in kinds
 
 
+def after_reports(printed: list[str]) -> None:
+    told = (ROOT / "docs/reports.md").read_text(encoding="utf-8")
+    for name in ("fold", "proof"):
+        html = Path(f"reports/{name}.html").read_text(encoding="utf-8")
+        titles = re.findall(r"<h2[^>]*>(.*?)</h2>", html)
+        assert len(titles) > 3
+        assert [title for title in titles if f"\n| {title} |" not in told] == []
+
+
 AFTERWARDS = {
     "docs/conventions.md": after_conventions,
     "docs/pytorch.md": after_pytorch,
     "docs/recalibration.md": after_recalibration,
+    "docs/reports.md": after_reports,
 }
 
 
@@ -419,6 +430,13 @@ AFTERWARDS = {
 def test_every_page_is_listed() -> None:
     written = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     assert {path.relative_to(ROOT).as_posix() for path in written} == set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text(encoding="utf-8"))
+    files = [target for target in targets if "://" not in target]
+    assert [file for file in files if not (ROOT / page).parent.joinpath(file).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
