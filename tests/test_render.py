@@ -272,8 +272,9 @@ class TestCompared:
         bad = [check(f"t{i}", 40.0 + i, part="index 3 of axis 1") for i in range(30)]
         text = compared(verification(check("a"), *bad, verdict=Verdict.FAIL, message="'t0' differs"), Page())
         assert text.startswith("FAIL: other.onnx is not the same function as model.onnx")
-        assert "- beyond: 't0' (Conv 't0'): 40 times its noise at index 3 of axis 1" in flat(text)
-        assert "- and 25 more" in text
+        assert "32 tensors of both models compared, 30 beyond" in flat(text)
+        assert "tensor ratio where t0 40 index 3 of axis 1 t1 41 index 3 of axis 1" in flat(text)
+        assert "and 26 more; -v lists all." in text
         assert "Next: compare what computes 't0' in the two files." in flat(text)
         assert len(text.splitlines()) <= SCREEN
 
@@ -359,7 +360,9 @@ class TestRecalibrated:
         assert "Verified: in the finished model, means are off by 1e-08 standard deviations at most" in text
         assert "Least certain: small, with a standard error of 0.02." in text
         assert text.index("large 0 4") < text.index("small 0 4")  # the one that moved most comes first
-        assert text.endswith("Written to out.onnx.")
+        assert text.endswith(
+            "Written to out.onnx. Next: measure its accuracy; then `bnfold optimize` folds it."
+        )
 
     def test_what_should_worry(self) -> None:
         found = recalibration(
@@ -388,5 +391,5 @@ class TestRecalibrated:
         for width in (40, 80, 120):
             lines = recalibrated(recalibration(*layers), Page(width=width)).splitlines()
             assert len(lines) <= (SCREEN if width >= 80 else 40) and not any("\x1b" in line for line in lines)
-            assert "... and 20 that changed less; -v lists all." in " ".join(" ".join(lines).split())
+            assert "... and 22 that changed less; -v lists all." in " ".join(" ".join(lines).split())
         assert recalibrated(recalibration(*layers), Page(verbose=True)).count("sd ") == 30

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from ..recalibration import LayerReport, Method, RecalibrateReport
 from .page import Ink, Page, called, many, printable, table
 
-_SCREENFUL = 10  # layers in a table, the most changed first
+_SCREENFUL = 8  # layers in a table, the most changed first
 _UNCERTAIN = 0.1  # a standard error that may cost accuracy
 
-_HEAD = ("layer", "level", "channels", "mean moved", "variance moved", "output moved", "uncertainty")
+_HEAD = ("layer", "level", "channels", "mean", "variance", "output", "uncertain by")
 _HOW = {
     Method.EXACT: "exactly, level by level",
     Method.ONEPASS: "in one pass, with the statistics of batches",
@@ -29,6 +29,7 @@ def recalibrated(report: RecalibrateReport, page: Page) -> str:
         lines += page.prose("Nothing was written: this was a dry run.")
     else:
         lines += page.prose(f"Written to {called(report.target, 'standard output')}.")
+        lines += page.prose("Next: measure its accuracy; then `bnfold optimize` folds it.")
     return "\n".join(lines)
 
 
@@ -73,6 +74,7 @@ def _moved(report: RecalibrateReport, page: Page) -> Iterator[str]:
     """The layers whose output changed most."""
     by_change = sorted(report.layers, key=lambda layer: layer.output_drift, reverse=True)
     shown = by_change if page.verbose else by_change[:_SCREENFUL]
+    yield from page.prose("How far each moved, the most changed output first:")
     yield from table([_HEAD, *map(_row, shown)], "<>>>>>>", page, spare=(2, 1, 6))
     if len(shown) < len(by_change):
         yield from page.prose(f"  ... and {len(by_change) - len(shown)} that changed less; -v lists all.")

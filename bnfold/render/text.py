@@ -108,6 +108,8 @@ def inspected(report: InspectReport, page: Page) -> str:
     lines += _stays(report.fold.decisions, page)
     if page.verbose and report.fold.decisions:
         lines += ["", "Every decision:", *_each(report.fold.decisions, page)]
+    if report.foldable:
+        lines += ["", *page.prose("Next: `bnfold optimize` folds what would fold, and proves the result.")]
     return "\n".join(lines)
 
 
@@ -310,7 +312,7 @@ def _listed(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
     for b in found:
         sizes = ("?" if n is None else str(n) for n in (b.channels, b.parameters, b.trained))
         rows.append((_row_name(b), *sizes, _statistics(b), fate(b.decision)))
-    yield from table(rows, "<>>><<", page, spare=(2, 3))
+    yield from table(rows, "<>>><<", page, spare=(2, 3, 1, 4))
 
 
 def _grouped(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
@@ -324,7 +326,7 @@ def _grouped(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
         sizes = sorted({b.channels for b in group if b.channels is not None})
         span = "?" if not sizes else f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
         rows.append((_row_name(group[0]), str(len(group)), span, kind, outcome))
-    yield from table(rows, "<>><<", page, spare=(2,))
+    yield from table(rows, "<>><<", page, spare=(2, 3))
     yield ""
     yield "-v lists each of them."
 
