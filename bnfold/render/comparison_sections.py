@@ -14,7 +14,7 @@ from ..verification import (
     TensorCheck,
     VerifyReport,
 )
-from .blocks import Block, Folded, Items, Picture, Prose, Section, table
+from .blocks import Block, Folded, Items, Picture, Prose, Section, clipped, table
 from .comparison import certified
 from .figures import MOST_PANELS, MOST_POINTS, badness, growth, histograms
 from .page import many
@@ -41,11 +41,15 @@ def errors(report: VerifyReport, ident: str) -> Section | None:
         blocks.append(Prose(f"All {len(checks):,} tensors are the same to the last bit.", strong=True))
     else:
         blocks.append(
-            Picture(growth(checks, report.tolerance, f"{ident}growth", _spoken(checks)), _legend(checks))
+            Picture(
+                growth(checks, report.tolerance, f"{ident}growth", _spoken(checks)),
+                _legend(checks, report.tolerance),
+            )
         )
     worst = sorted(checks, key=badness, reverse=True)[:_WORST]
     title = f"The {len(worst)} worst of {many(len(checks), 'tensor')}"
-    rows = table(title, _CHECK_HEAD, _CHECK_ALIGNED, [_check(c) for c in worst])
+    caption = f"{title}; alone: with every shared tensor before it taken from the reference"
+    rows = table(caption, _CHECK_HEAD, _CHECK_ALIGNED, [_check(c) for c in worst])
     blocks.append(Folded(f"{title} in numbers", (rows,), open=not worst[0].passed))
     return Section("errors", "Error along the depth of the model", tuple(blocks))
 
@@ -61,11 +65,16 @@ def _measured(report: VerifyReport) -> str:
     )
 
 
-def _legend(checks: Sequence[TensorCheck]) -> str:
+def _legend(checks: Sequence[TensorCheck], tolerance: float) -> str:
     told = "Each point is a tensor that both models compute; what lies in the shaded band is accepted."
     step = math.ceil(len(checks) / MOST_POINTS)
     if step > 1:
         told += f" Each point stands for up to {step} neighbouring tensors and shows the worst of them."
+    if any(c.passed and c.ratio > tolerance for c in checks):
+        told += (
+            " Hollow points are above the band and accepted all the same: taken alone they are within it, "
+            "and correct roundings added up; or the ratio does not decide there."
+        )
     same = sum(1 for c in checks if c.error == 0)
     if same:
         told += (
@@ -83,7 +92,7 @@ def _spoken(checks: Sequence[TensorCheck]) -> str:
     failing = sum(1 for c in checks if not c.passed)
     return (
         f"Error and noise of {many(len(checks), 'tensor')} in order of computation; {failing} beyond what is "
-        f"accepted; the worst is '{worst.name}' with a ratio of {worst.ratio:.3g}"
+        f"accepted; the worst is '{clipped(worst.name)}' with a ratio of {worst.ratio:.3g}"
     )
 
 
@@ -156,7 +165,9 @@ def _output(o: OutputCheck) -> tuple[str, ...]:
 
 
 def _spoken_ulps(outputs: Sequence[OutputCheck]) -> str:
-    told = [f"'{o.name}' at most {o.metrics.ulp_max:.3g} ulp" for o in outputs if o.metrics is not None]
+    told = [
+        f"'{clipped(o.name)}' at most {o.metrics.ulp_max:.3g} ulp" for o in outputs if o.metrics is not None
+    ]
     return f"Histograms of differences: {', '.join(told)}"
 
 

@@ -67,11 +67,12 @@ def spoken(picture: Picture, what: str) -> str:
     names = {node.key: _called(node) for node in picture.nodes}
     told = [f"{_called(node)} ({ROLES[node.role]})" for node in picture.nodes]
     flow = [f"{names[a]} to {names[b]}" for a, b in picture.edges]
-    return f"{what}: {', '.join(told) or 'nothing'}." + (f" Data flows {', '.join(flow)}." if flow else "")
+    text = f"{what}: {', '.join(told) or 'nothing'}."
+    return printable(f"{text} Data flows {', '.join(flow)}." if flow else text)
 
 
 def _called(node: DrawnNode) -> str:
-    return printable(f"{clipped(node.op_type, _SPOKEN)} '{clipped(node.name, _SPOKEN)}'")
+    return f"{clipped(node.op_type, _SPOKEN)} '{clipped(node.name, _SPOKEN)}'"
 
 
 # Layout

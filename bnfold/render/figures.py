@@ -57,21 +57,21 @@ def growth(checks: Sequence[TensorCheck], tolerance: float, ident: str, label: s
             alpha=0.22,
             label=f"accepted: up to {tolerance:g} x noise",
         )
+        axes.stairs(accepted, edges, baseline=None, color=Hue.GREEN, linewidth=1.0)
         axes.stairs(noise, edges, baseline=None, color=Hue.GREY, linewidth=1.5, label="noise")
-        for passed, hue, marker, told in (
-            (True, Hue.BLUE, "o", "error"),
-            (False, Hue.RED, "X", "error beyond what is accepted"),
-        ):
-            points = [(i, _within(c.error, low, high)) for i, c in enumerate(shown) if c.passed is passed]
+        size = 5.0 if len(shown) < 100 else 3.5
+        looks: dict[str, dict[str, Any]] = {
+            "error": {"marker": "o", "color": Hue.BLUE, "markersize": size},
+            "accepted for another reason": {
+                **{"marker": "o", "color": Hue.BLUE, "markersize": size, "markerfacecolor": "none"}
+            },
+            "error beyond the band": {"marker": "X", "color": Hue.RED, "markersize": 9.0},
+        }
+        for told, look in looks.items():
+            points = [(i, c.error) for i, c in enumerate(shown) if _kind(c, tolerance) == told]
             if points:
-                size = 5 if len(shown) < 100 else 3.5
-                axes.plot(
-                    *zip(*points, strict=True),
-                    marker,
-                    color=hue,
-                    markersize=size if passed else 9,
-                    label=told,
-                )
+                heights = [_within(error, low, high) for _, error in points]
+                axes.plot([i for i, _ in points], heights, linestyle="none", label=told, **look)
         _name_points(axes, shown, low, high)
         axes.set_ylim(low, high)
         axes.set_xlim(-0.5, len(shown) - 0.5)
@@ -90,6 +90,12 @@ def thinned(checks: Sequence[TensorCheck]) -> list[TensorCheck]:
     return [max(run, key=badness) for run in runs]
 
 
+def _kind(check: TensorCheck, tolerance: float) -> str:
+    if not check.passed:
+        return "error beyond the band"
+    return "error" if check.ratio <= tolerance else "accepted for another reason"
+
+
 def badness(check: TensorCheck) -> tuple[bool, float]:
     """What orders checks."""
     return not check.passed, math.inf if math.isnan(check.ratio) else check.ratio
@@ -99,7 +105,7 @@ def histograms(outputs: Sequence[OutputCheck], ident: str, label: str) -> str:
     """How many elements of an output are off by how many ulp."""
     measured = [(o.name, o.metrics.ulp_histogram) for o in outputs if o.metrics is not None]
     shown = [(name, counts) for name, counts in measured if sum(counts)][:MOST_PANELS]
-    last = max(i for _, counts in shown for i, n in enumerate(counts) if n)
+    last = max(5, *(i for _, counts in shown for i, n in enumerate(counts) if n))
     columns = min(len(shown), 2)
     rows = math.ceil(len(shown) / columns)
     with _figure(0.6 + 2.4 * rows) as figure:
@@ -351,7 +357,7 @@ def _fit(root: ElementTree.Element, ident: str, label: str) -> str:
     used = named & set(re.findall(r"#([\w-]+)", " ".join(v for e in root.iter() for v in e.attrib.values())))
     for element in root.iter():
         _plain(element, ident, used)
-    attributes = {"role": "img", "aria-label": label, "viewBox": root.attrib["viewBox"]}
+    attributes = {"role": "img", "aria-label": printable(label), "viewBox": root.attrib["viewBox"]}
     width, height = root.attrib["viewBox"].split()[2:]
     attributes |= {"width": width, "height": height, "font-family": "inherit"}
     attributes |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}
@@ -373,7 +379,7 @@ def _plain(element: ElementTree.Element, ident: str, used: set[str]) -> None:
             size = re.search(r"([\d.]+)px", value)
             attributes |= {"font-size": size[1] if size else "11"}
             attributes |= {"font-weight": "bold"} if re.match(r"(bold|700)", value) else {}
-        elif name:
+        elif name and name != "font-family":  # the page's
             attributes[name] = value
     if attributes.get("id") not in used:
         attributes.pop("id", None)

@@ -26,7 +26,8 @@ _LEGEND = (
 )
 _STORED = (
     "A BatchNormalization of C channels stores 4C numbers: scale and bias, which are trained, mean and "
-    "variance, which are measured. A dead channel has a scale or a variance of 0."
+    "variance, which are measured. A dead channel has a scale or a variance of 0; "
+    "one that was never trained has mean 0 and variance 1 throughout."
 )
 
 
@@ -175,7 +176,7 @@ def stays(fold: FoldReport) -> Section | None:
         blocks.append(Prose(f"What to do: {reason.remedy}"))
         rows = [_stayer(d) for d in group]
         blocks.append(
-            table(f"Stays because of {reason}", ("node", "operators", "in particular"), "=<=", rows)
+            table(f"Stays because of {reason}", ("node", "operators", "in particular"), "=<<", rows)
         )
     if others:
         runs = [(reason, d) for reason, group in others for d in group]
@@ -184,7 +185,7 @@ def stays(fold: FoldReport) -> Section | None:
         ]
         head = ("node", "operators", "reason", "in particular")
         told = f"Other multiplications and additions by a constant that stay: {len(runs):,}"
-        others_table = table("Other affine nodes that stay", head, "=<<=", told_runs, most=_MOST_OTHERS)
+        others_table = table("Other affine nodes that stay", head, "=<<<", told_runs, most=_MOST_OTHERS)
         blocks.append(Folded(told, (others_table,)))
     return Section("stays", "What stays, and why", tuple(blocks)) if blocks else None
 
@@ -261,6 +262,6 @@ def batchnorms(found: Sequence[BatchNormFacts]) -> Section | None:
 
 def _statistics(b: BatchNormFacts) -> str:
     told = [f"{b.non_finite:,} not finite"] if b.non_finite else []
-    told += ["never trained: mean 0, variance 1"] if b.untouched else []
+    told += ["never trained"] if b.untouched else []
     told += [f"{many(b.dead, 'dead channel')}"] if b.dead else []
     return ", ".join(told) or "fine"

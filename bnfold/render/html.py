@@ -18,13 +18,15 @@ from ..recalibration import RecalibrateReport
 from ..report import ExportReport, InspectReport, OptimizeReport, Report
 from ..verification import VerifyReport
 from .answers import Badge, answers, badge
-from .blocks import Section
+from .blocks import Section, clipped
 from .comparison_sections import errors, module, outputs, witnesses
 from .digest import Digest
 from .fold_sections import batchnorms, folds, sizes, stays, weights
 from .page import printable
 from .recalibration_sections import recalibration
 from .surroundings import Surroundings
+
+_LONGEST = 2000  # of a paragraph: names may be of any length
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def html(digests: Sequence[Digest], surroundings: Surroundings) -> str:
 
 
 def _spelled(value: Any) -> Any:
-    return value if hasattr(value, "__html__") else printable(str(value))
+    return value if hasattr(value, "__html__") else clipped(printable(str(value)), _LONGEST)
 
 
 def _breakable(text: str) -> Any:
