@@ -39,7 +39,8 @@ from bnfold import (
     Undecided,
     Verdict,
 )
-from bnfold.render.digest import Case, Digest, Status, digest
+from bnfold.changes import Size
+from bnfold.render.digest import Case, Digest, Status, basis, digest
 from bnfold.render.surroundings import surroundings
 from bnfold.report import Report
 
@@ -222,10 +223,30 @@ class TestDigest:
         assert told.message == f"stays, BNF304: {Reason.SIGN.sentence} what is at bn. {Reason.SIGN.remedy}"
 
     def test_figures(self) -> None:
-        figures = dict(digest(report(decision("bn"), kept("other", Reason.SIGN))).figures)
+        figures = dict(
+            digest(
+                report(
+                    decision("bn"),
+                    kept("other", Reason.SIGN),
+                    verification=verification(sizes=(Size(40, 160),) * 2),
+                )
+            ).figures
+        )
         assert (figures["BatchNormalizations before"], figures["BatchNormalizations after"]) == ("2", "1")
         assert (figures["nodes before"], figures["nodes after"]) == ("90", "80")
+        assert figures["parameters before"] == "40" and "parameters of the reference" not in figures
         assert (figures["worst ratio"], figures["worst tensor"], figures["tolerance"]) == ("1.96", "y", "4")
+
+    def test_a_pass_says_on_what_it_rests(self) -> None:
+        for found, told in (
+            (report(decision("bn")), "3 tensors of both models differ in float64 by 2 times"),
+            (exported(), "1 output differs from the module in PyTorch in double precision"),
+            (verification(check("a")), "2 tensors of both models differ"),
+            (recalibration(layer()), "in the finished model, means are off by"),
+        ):
+            assert digest(found).cases[0].message.startswith(f"{digest(found).headline}. ")
+            assert told in basis(found)
+        assert basis(FAILED) == basis(inspection()) == basis(report(verification=None)) == ""
 
     def test_many_failing_tensors(self) -> None:
         many = tuple(check(f"t{i}", 40.0) for i in range(300))

@@ -131,7 +131,7 @@ def _runtime(runtime: RuntimeReport) -> Case:
     return Case("onnxruntime", status, text + findings)
 
 
-def against_module(check: ModuleCheck) -> Iterator[Case]:
+def module_outputs(check: ModuleCheck) -> Iterator[Case]:
     """The outputs of an exported model beside those of its module."""
     for output in check.outputs:
         yield _judged(f"module's output '{printable(output.name)}'", output, check.tolerance)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from ..changes import Changes
+from ..changes import Size
 from ..errors import BnfoldError
 from ..recalibration import Method, RecalibrateReport
 from ..report import (
@@ -25,12 +25,13 @@ from ..report import (
     Report,
 )
 from ..verification import Verdict, VerifyReport
-from .cases import Case, Status, against_module, comparison, layers, sites, worst_first
-from .comparison import advice, certified, sentence
-from .page import called, many, printable
-from .text import export_headline, headline, summary
+from .cases import Case, Status, comparison, layers, module_outputs, sites, worst_first
+from .comparison import advice, certified, proof, sentence
+from .page import Page, called, many, printable
+from .recalibration import settled
+from .text import against_module, export_headline, headline, summary
 
-__all__ = ["Case", "Digest", "Status", "digest"]
+__all__ = ["Case", "Digest", "Status", "basis", "digest"]
 
 _STATUS = {Verdict.PASS: Status.PASS, Verdict.FAIL: Status.FAIL, Verdict.UNDECIDED: Status.UNDECIDED}
 _EXIT = {1: Status.FAIL, 3: Status.UNDECIDED}  # all others are errors
@@ -103,8 +104,22 @@ def digest(
     return replace(found, cases=(verdict, *worst_first(found.cases)))
 
 
+def basis(report: Report) -> str:
+    """On what a result rests that passed; "" where nothing was to be shown."""
+    if isinstance(report, RecalibrateReport):
+        return " ".join(settled(report, Page())) if report.layers else ""
+    verification = report if isinstance(report, VerifyReport) else getattr(report, "verification", None)
+    check = getattr(report, "module", None)
+    parts = [against_module(check)] if check is not None and check.verdict is Verdict.PASS else []
+    if verification is not None and verification.verdict is Verdict.PASS:
+        parts.append(proof(verification))
+    return " ".join(parts)
+
+
 def _why(found: Digest) -> str:
-    return found.message if found.status is not Status.PASS else found.headline
+    if found.status is not Status.PASS:
+        return found.message
+    return ". ".join(filter(None, (found.headline, basis(found.report))))
 
 
 def _optimized(report: OptimizeReport) -> Digest:
@@ -124,7 +139,7 @@ def _optimized(report: OptimizeReport) -> Digest:
         message,
         (
             *_fold_figures(report.fold),
-            *_size_figures(report.changes),
+            *_size_figures(_sizes(report)),
             *(() if report.verification is None else _comparison_figures(report.verification)),
             *(() if recalibration is None else _recalibration_figures(recalibration)),
         ),
@@ -141,7 +156,7 @@ def _exported(report: ExportReport) -> Digest:
     if status is Status.PASS and check is None:
         message = _NOT_VERIFIED
     figures = list(_fold_figures(fold)) if fold else [("BatchNormalizations", str(report.batchnorms))]
-    figures += _size_figures(report.changes)
+    figures += _size_figures(_sizes(report))
     figures.append(("ONNX opset", str(report.opset)))
     if check is not None and check.outputs:
         worst = max(check.outputs, key=lambda output: output.ratio)
@@ -159,7 +174,7 @@ def _exported(report: ExportReport) -> Digest:
         tuple(
             chain(
                 sites(fold.decisions if fold else (), done=True),
-                () if check is None else against_module(check),
+                () if check is None else module_outputs(check),
                 _compared(report.verification),
             )
         ),
@@ -189,7 +204,7 @@ def _inspected(report: InspectReport, fail_on: Collection[str]) -> Digest:
             ("parameters of BatchNormalizations", str(sum(b.parameters or 0 for b in report.batchnorms))),
             ("nodes", str(report.fold.before.nodes)),
             ("nodes after a fold", str(report.fold.after.nodes)),
-            *_size_figures(report.changes),
+            *_size_figures(_sizes(report)),
         ),
         tuple(sites(report.fold.decisions, done=False, unwanted={b.decision for b in unwanted})),
         _after(report, status),
@@ -205,7 +220,10 @@ def _verified(report: VerifyReport) -> Digest:
         status,
         sentence(report),
         message,
-        tuple(_comparison_figures(report)),
+        (
+            *_comparison_figures(report),
+            *_size_figures(report.sizes, ("of the reference", "of the candidate")),
+        ),
         tuple(comparison(report)),
         _after(report, status),
     )
@@ -283,11 +301,21 @@ def _fold_figures(fold: FoldReport) -> _Figures:
         yield f"{name} after", str(after)
 
 
-def _size_figures(changes: Changes | None) -> _Figures:
-    if changes is not None:
-        for when, size in (("before", changes.before), ("after", changes.after)):
-            yield f"parameters {when}", str(size.parameters)
-            yield f"bytes of weights {when}", str(size.bytes)
+def _sizes(report: OptimizeReport | ExportReport | InspectReport) -> tuple[Size, Size] | None:
+    """Of the model before and after."""
+    if report.changes is not None:
+        return report.changes.before, report.changes.after
+    return (
+        None
+        if isinstance(report, InspectReport) or report.verification is None
+        else report.verification.sizes
+    )
+
+
+def _size_figures(sizes: tuple[Size, Size] | None, names: Sequence[str] = ("before", "after")) -> _Figures:
+    for name, size in zip(names, sizes or (), strict=False):
+        yield f"parameters {name}", str(size.parameters)
+        yield f"bytes of weights {name}", str(size.bytes)
 
 
 def _comparison_figures(report: VerifyReport) -> _Figures:
@@ -302,8 +330,6 @@ def _comparison_figures(report: VerifyReport) -> _Figures:
         yield "first tensor beyond tolerance", printable(report.culprit.name)
     yield "tolerance", f"{report.tolerance:g}"
     yield "tensors compared", str(len(checks))
-    for model, size in zip(("reference", "candidate"), report.sizes or (), strict=False):
-        yield f"parameters of the {model}", str(size.parameters)
     if report.certificate is not None:
         yield "folded constants", certified(report.certificate).rstrip(".")
     if report.runtime is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..report import ExportReport, InspectReport, OptimizeReport
-from .digest import Digest, Status
+from .digest import Digest, Status, basis
 from .page import many, printable
 from .surroundings import Surroundings
 from .text import by_reason, place
@@ -95,6 +95,8 @@ def _section(digest: Digest) -> Iterator[str | _Table]:
     yield f"## {_SIGNS[digest.status]} {digest.status.value.upper()}: {_cut(digest.headline)}\n\n"
     if digest.message:
         yield f"{_cut(digest.message)}\n\n"
+    if digest.status is Status.PASS and (told := basis(digest.report)):
+        yield f"{_cut(told)}\n\n"
     if digest.figures:
         yield _head("figure", "value") + "".join(_row(*figure) for figure in digest.figures) + "\n"
     cases = digest.cases[1:]  # the first is what has been said
