@@ -1,7 +1,8 @@
 """What the pages show is what happens: every command line and every example in them is run.
 
 A page begins in a folder that has what it takes for granted (`GIVEN`), and goes through its blocks in order.
-A line that is not run stands in `EXCLUDED`, with the reason.
+A block that begins with the name of a file, as a comment, becomes that file. A line that is not run stands in
+`EXCLUDED`, with the reason.
 """
 
 from __future__ import annotations
@@ -257,6 +258,8 @@ class Page:
             if not path.exists():
                 path.parent.mkdir(exist_ok=True)
                 GIVEN[name](path)
+        if file := re.match(r"# (\w+\.\w+)\n", block.text):
+            Path(file[1]).write_text(block.text, encoding="utf-8")
         if block.language == "python":
             self._python(block.text)
         elif block.language == "console":
@@ -272,8 +275,6 @@ class Page:
             for part in re.split(r"\n(?=\(|\.\.\.\n)", text):
                 assert any(bare(part).strip("()") in source for source in sources()), part
             return
-        if file := re.match(r"# (\w+\.py)\n", text):
-            Path(file[1]).write_text(text, encoding="utf-8")
         with contextlib.redirect_stdout(io.StringIO()) as stream:
             exec(compile(text, self.name, "exec"), self._names)
         printed = stream.getvalue().splitlines()
