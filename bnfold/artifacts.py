@@ -8,7 +8,6 @@ report.html                        or report.md, where what HTML needs is not in
 
 from __future__ import annotations
 
-import os
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BnfoldError, InputError
+from .errors import InputError
 from .verification import VerifyReport
 
 if TYPE_CHECKING:
@@ -44,8 +43,11 @@ class Evidence:
     message: str
 
 
-def keep(evidence: Evidence, folder: Path) -> None:
+def keep(evidence: Evidence, folder: Path) -> str:
     """Write a folder.
+
+    Returns:
+        Why the report is not in HTML; "" where it is.
 
     Raises:
         OSError: It cannot be written.
@@ -61,7 +63,7 @@ def keep(evidence: Evidence, folder: Path) -> None:
 
             save_module(model, folder / name)
     _copy_inputs(evidence.inputs, folder / "inputs")
-    _write_report(evidence, folder)
+    return _write_report(evidence, folder)
 
 
 def discard(folder: Path) -> None:
@@ -109,16 +111,17 @@ def _copy_inputs(inputs: Any, folder: Path) -> None:
         shutil.copy(inputs, folder)
 
 
-def _write_report(evidence: Evidence, folder: Path) -> None:
+def _write_report(evidence: Evidence, folder: Path) -> str:
     from .render import written
     from .render.digest import digest
     from .render.surroundings import surroundings
 
     content = [digest(evidence.report)], surroundings(evidence.command)
+    lacking = ""
     try:
         text, suffix = written(".html", *content), ".html"
-    except BnfoldError:  # what it needs is not installed
-        text, suffix = written(".md", *content), ".md"
+    except InputError as error:  # what it needs is not installed
+        text, suffix, lacking = written(".md", *content), ".md", str(error)
     with open(folder / f"report{suffix}", "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
-        os.fsync(file.fileno())
+    return lacking

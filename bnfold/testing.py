@@ -325,9 +325,10 @@ def _keep(
         feed = [] if inputs is None else ["--inputs", "inputs"]
         command = shlex.join(["bnfold", "verify", "reference.onnx", "candidate.onnx", *feed, *options])
     try:
-        keep(Evidence(models, inputs, report, command, message), place)
+        lacking = keep(Evidence(models, inputs, report, command, message), place)
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
-        return printable(f"The models could not be kept in {called}: {why}"), {}
+        return printable(f"Not all could be kept in {called}: {why}"), {}
     again = f"; there, {command} repeats this" if command else ""
-    return printable(f"Kept in {called}{again}"), {"artifacts": printable(called)}
+    plain = f"; the report is Markdown: {lacking}" if lacking else ""
+    return printable(f"Kept in {called}{again}{plain}"), {"artifacts": printable(called)}
