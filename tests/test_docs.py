@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -51,6 +52,7 @@ PAGES = {
     "docs/recalibration.md": 5,
     "docs/reports.md": 2,
     "docs/schema/README.md": 2,
+    "docs/testing.md": 2,
     "docs/verification.md": 0,
 }
 BY_BLOCK = {"README.md"}  # no block needs what another one has left
@@ -76,12 +78,18 @@ def build():
 NET = """(float[N,3,H,W] x) => (float[N,4,P,Q] y)
 { c = Conv(x, w)  r = Relu(c)  y = BatchNormalization(r, scale, bias, mean, var) }"""
 
+TEST = """from bnfold.testing import assert_equivalent
+def test_models():
+    assert_equivalent("digits.onnx", "digits.onnx")
+"""
+
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 STATED = re.compile(r'^(?: *print\(.*\)|}"""\))  # (.*)$', re.MULTILINE)
 DATA: dict[str, Callable[[str], object]] = {
     "json": json.loads,
     "toml": tomllib.loads,
     "ini": lambda text: configparser.ConfigParser().read_string(text),
+    "text": str,
 }
 TORCHRUN = "-m torch.distributed.run --standalone"  # no port that another test may have taken
 
@@ -207,6 +215,11 @@ def built(path: Path) -> Any:
     return importlib.import_module("nets").build()
 
 
+def some_test(path: Path) -> None:
+    fixture(path.with_name("digits.onnx"))
+    path.with_name("test_models.py").write_text(TEST, encoding="utf-8")
+
+
 def weights(path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -231,6 +244,7 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "data/": folder_of_arrays,
     "images/": folder_of_images,
     "nets": nets,
+    "pytest": some_test,
     "weights.safetensors": weights,
     "program.pt2": program,
     **dict.fromkeys(LENT, lent),
@@ -417,11 +431,17 @@ def after_reports(printed: list[str]) -> None:
         assert [title for title in titles if f"\n| {title} |" not in told] == []
 
 
+def after_testing(printed: list[str]) -> None:
+    properties = ElementTree.parse("junit.xml").getroot().iter("property")
+    assert ("bnfold_verdict", "pass") in [(p.get("name"), p.get("value")) for p in properties]
+
+
 AFTERWARDS = {
     "docs/conventions.md": after_conventions,
     "docs/pytorch.md": after_pytorch,
     "docs/recalibration.md": after_recalibration,
     "docs/reports.md": after_reports,
+    "docs/testing.md": after_testing,
 }
 
 
