@@ -248,6 +248,11 @@ class TestDigest:
             assert told in basis(found)
         assert basis(FAILED) == basis(inspection()) == basis(report(verification=None)) == ""
 
+    def test_what_was_not_compared_is_told(self) -> None:
+        for found in (report(decision("bn"), verification=None), exported(module=None, verification=None)):
+            assert digest(found).message == "the result was not compared with what it was made from, as asked"
+        assert digest(report(fold=UNCHANGED, verification=None)).message == ""
+
     def test_many_failing_tensors(self) -> None:
         many = tuple(check(f"t{i}", 40.0) for i in range(300))
         found = replace(FAILED, algebra=AlgebraReport(Verdict.FAIL, (), many))
