@@ -86,6 +86,12 @@ class TestForms:
         with pytest.raises(InputError, match="the candidate keeps weights in other files"):
             assert_equivalent(path, onnx.load(path, load_external_data=False))
 
+    def test_a_model_that_is_too_large_for_one_piece(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 100)
+        before = ORIGINAL.SerializeToString()
+        assert assert_equivalent(ORIGINAL, ORIGINAL).verdict is Verdict.PASS
+        assert ORIGINAL.SerializeToString() == before
+
     def test_what_is_no_model(self) -> None:
         with pytest.raises(InputError, match="the candidate is a dict; give a path"):
             assert_equivalent(ORIGINAL, {})
