@@ -86,7 +86,7 @@ class TestFitForAPage:
 class TestSettings:
     def test_those_of_the_user_do_not_matter_and_are_kept(self) -> None:
         plain = growth(CHECKS, 4.0, "f", "label")
-        with matplotlib.rc_context({"font.size": 31, "svg.fonttype": "path", "lines.linewidth": 9}):
+        with matplotlib.rc_context({"font.size": 31, "xtick.major.size": 20, "axes.edgecolor": "red"}):
             assert growth(CHECKS, 4.0, "f", "label") == plain
             assert matplotlib.rcParams["font.size"] == 31
 

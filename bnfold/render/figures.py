@@ -342,7 +342,7 @@ def _svg(figure: Figure, ident: str, label: str) -> str:
     for axes in figure.axes:
         axes.set_facecolor("none")
     stream = io.BytesIO()
-    figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    figure.savefig(stream, format="svg")
     return _fit(ElementTree.fromstring(stream.getvalue()), ident, label)
 
 
