@@ -22,6 +22,7 @@ from reports import HOSTILE
 
 import bnfold
 from bnfold.cli import main
+from bnfold.cli.files import replace
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "fixtures" / "digits.onnx"
@@ -178,6 +179,13 @@ class TestFiles:
         assert verdicts(tmp_path) == {".json": "0", ".xml": "pass", ".md": "pass"}
         assert "bnfold optimize" in (tmp_path / "report.html").read_text(encoding="utf-8")
         assert not list(tmp_path.glob(".bnfold-*"))
+
+    def test_in_one_piece(self, tmp_path: Path) -> None:
+        """Who reads the old file meanwhile reads all of it."""
+        (tmp_path / "report.md").write_text("old")
+        with open(tmp_path / "report.md") as reader:
+            replace(str(tmp_path / "report.md"), "new")
+            assert reader.read() == "old" and (tmp_path / "report.md").read_text() == "new"
 
     def test_folders_are_made(self, there: Path, tmp_path: Path) -> None:
         assert run("inspect", there, "--report", tmp_path / "a" / "b" / "c.JSON").exit_code == 0
