@@ -139,7 +139,7 @@ def ranges(rows: Sequence[WeightRange], ident: str, label: str) -> str:
             axes.axhline(0, color=Hue.GREY, linewidth=0.6)
             axes.set_title(title)
             axes.set_xlim(0, len(rows) + 1)
-        axes.set_xlabel("number in the table")
+        _numbered(axes)
         figure.legend(loc="outside lower center", ncols=2)
         return _svg(figure, ident, label)
 
@@ -171,7 +171,7 @@ def drift(layers: Sequence[LayerReport], ident: str, label: str) -> str:
             axes.set_xlim(0.5, len(layers) + 0.5)
             if len(series) > 1 or limit is not None:
                 axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.97), ncols=3, fontsize=10)
-        axes.set_xlabel("number in the table")
+        _numbered(axes)
         return _svg(figure, ident, label)
 
 
@@ -257,6 +257,14 @@ def _count(axes: Axes, shown: int, total: int) -> None:
     ticks = range(0, shown, step)
     share = math.ceil(total / MOST_POINTS)
     axes.set_xticks(list(ticks), [str(i * max(share, 1) + 1) for i in ticks])
+
+
+def _numbered(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for each in axes.figure.axes:
+        each.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("number in the table")
 
 
 def _scientific(axes: Axes) -> None:

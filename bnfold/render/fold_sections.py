@@ -102,7 +102,7 @@ def folds(fold: FoldReport, changes: Changes | None) -> Section | None:
         left -= len(pictured)
         opened = not any(isinstance(block, Folded) for block in blocks)
         blocks.append(_group(fold.decisions, members, pictured, opened))
-    return Section("folds", "What is folded", tuple(blocks))
+    return Section("folds", "What folds", tuple(blocks))
 
 
 def _shape(site: FoldedSite) -> object:

@@ -69,7 +69,7 @@ def html(digests: Sequence[Digest], surroundings: Surroundings) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["breakable"] = _breakable
+    environment.filters |= {"breakable": _breakable, "with_commands": _with_commands}
     style = environment.get_or_select_template("style.css").render()
     parts = [_part(digest, f"r{i}-" if len(digests) > 1 else "") for i, digest in enumerate(digests, 1)]
     digested = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -87,6 +87,13 @@ def _breakable(text: str) -> Any:
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"([/._])(?=\w)", r"\1<wbr>", str(escape(printable(text)))))
+
+
+def _with_commands(text: str) -> Any:
+    """A sentence in which commands to run stand out."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`(bnfold [^`]+)`", r"<code>\1</code>", str(escape(_spelled(text)))))
 
 
 def _part(digest: Digest, ident: str) -> _Part:
