@@ -12,7 +12,7 @@ $(PYTHON) -m venv $(1)
 $(1)/bin/python -m pip install --quiet --constraint constraints.txt pip
 endef
 
-.PHONY: run test lint docs mutants sensitivity verification-time benchmark recalibration torch-patterns
+.PHONY: run test lint docs picture mutants sensitivity verification-time benchmark recalibration torch-patterns
 .PHONY: architectures fixtures clean
 
 run: .venv/run.stamp
@@ -30,6 +30,14 @@ lint: .venv/test.stamp
 docs: .venv/run.stamp
 	.venv/bin/python -m bnfold.render.reasons > docs/reasons.md
 	.venv/bin/python -m bnfold.render.schema docs/schema
+
+# What README.md shows of a report; needs chromium.
+picture: .venv/test.stamp
+	mkdir -p build
+	cp fixtures/digits.onnx build
+	cd build && ../.venv/bin/bnfold optimize digits.onnx --force --quiet --report report.html
+	chromium --headless=new --no-sandbox --hide-scrollbars --window-size=1000,1680 --screenshot=docs/report.png \
+	  "file://$(CURDIR)/build/report.html"
 
 mutants: .venv/test.stamp
 	.venv/bin/python tests/mutants.py

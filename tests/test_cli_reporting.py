@@ -351,6 +351,10 @@ class TestSeveralModels:
         failures = ElementTree.parse(tmp_path / "report.xml").getroot().get("failures")
         assert failures == ("2" if "model.onnx" in names else "0")  # the site, and the verdict
 
+    def test_quiet(self, there: Path) -> None:
+        result = run("inspect", "model.onnx", "-q", "--fail-on", "foldable")
+        assert (result.exit_code, result.stdout) == (1, "")
+
     def test_none(self) -> None:
         assert "Missing argument 'MODEL'" in run("inspect").stderr
 
@@ -405,6 +409,12 @@ class TestGitHub:
     def test_elsewhere(self, there: Path) -> None:
         result = run("inspect", "model.onnx", "--format", "github", GITHUB_STEP_SUMMARY="")
         assert (result.exit_code, result.stderr) == (0, "") and "::notice " in result.stdout
+
+    def test_errors_are_no_commands(self) -> None:
+        """The runner looks for the older kind of commands anywhere in a line."""
+        here = run("inspect", "##[warning]x.onnx", GITHUB_ACTIONS="").stderr
+        there = run("inspect", "##[warning]x.onnx", GITHUB_ACTIONS="true").stderr
+        assert here.startswith("error: ##[warning]x.onnx: ") and there == here.replace("##[", "# #[")
 
     def test_quiet(self, there: Path) -> None:
         result, summary = self.summarized("optimize", "model.onnx", "-q")

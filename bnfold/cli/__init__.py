@@ -195,6 +195,7 @@ def recalibrate(source: str, target: str | None, **how: Any) -> None:
     type=click.Choice(["foldable"]),
     help="Exit with 1 if a BatchNormalization is left that could be folded.",
 )
+@click.option("-q", "--quiet", is_flag=True, help="No report; the exit code tells.")
 @fold_options
 @report_options
 @torch_options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import traceback
@@ -42,8 +43,11 @@ def say(kind: str, message: str) -> None:
     """A line on the standard error."""
     from ..render.page import printable
 
+    line = f"{kind}: {printable(' '.join(message.split()))}"
+    if os.environ.get("GITHUB_ACTIONS"):  # whose runner obeys ##[...] wherever it stands in a line
+        line = line.replace("##[", "# #[")
     with suppress(OSError):  # a message that cannot be written must not change what the exit code says
-        click.echo(f"{kind}: {printable(' '.join(message.split()))}", err=True)
+        click.echo(line, err=True)
 
 
 def _usage(error: click.ClickException) -> str:

@@ -1,4 +1,4 @@
-"""JSON Schema for each kind of report, out of its dataclasses: `python -m bnfold.render.schema docs/schema`."""
+"""JSON Schema for each kind of report, out of its dataclasses: `python -m bnfold.render.schema DIR`."""
 
 from __future__ import annotations
 
