@@ -5,9 +5,9 @@ It knows no operator: `sources` finds the sites, `plan` asks the rules, `edit` w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +21,26 @@ from .report import Counts, Decision, Declined, FoldReport, Outcome
 from .sources import Site, sites
 
 
+class Watch(Protocol):
+    """Who wants to know what happens to which nodes, as `sketch` does. A decision is known by its owner,
+    the first of its nodes that it was made for."""
+
+    def opens(self, model: ir.Model) -> None:
+        """Here is the model as it is."""
+
+    def begins(self, model: ir.Model) -> None:
+        """Its functions are inlined now, if that was asked for, and nothing is folded yet."""
+
+    def folds(self, owner: ir.Node, plan: Plan) -> None:
+        """This is about to be written."""
+
+    def joins(self, owner: ir.Node, other: ir.Node) -> None:
+        """What happened under another owner belongs to this one."""
+
+    def ends(self, owners: Sequence[ir.Node]) -> None:
+        """No more can be folded; these own the decisions of the report, in order."""
+
+
 @np.errstate(all="ignore")  # what is not finite is found where it matters, with its name
 def fold(
     model: ir.Model,
@@ -28,7 +48,7 @@ def fold(
     only: str | None = None,
     freeze_initializers: bool = False,
     inline_functions: bool = False,
-    watch: Callable[[ir.Model], None] | None = None,
+    watch: Watch | None = None,
 ) -> FoldReport:
     """Fold every BatchNormalization and per-channel constant of a model into the weights around it.
 
@@ -38,7 +58,7 @@ def fold(
         freeze_initializers: Make initializers that are also inputs (IR version 4 and later: a caller
             may override them) constants, and remove them from the inputs.
         inline_functions: Inline local functions first, so that weights that are arguments can fold.
-        watch: Called with the model when its functions are inlined and nothing is folded yet.
+        watch: Is told of all that happens.
 
     Returns:
         One decision per run of affine nodes, and the counts before and after.
@@ -49,13 +69,19 @@ def fold(
     if only not in (None, "batchnorm"):
         raise InputError(f"only={only!r} is not known; it may be 'batchnorm' or None")
     before = _count_nodes(scopes(model))
+    if watch is not None:
+        watch.opens(model)
     changed = _freeze(model) if freeze_initializers else False
     if inline_functions and model.functions:
         inline(model)
         changed = True
     if watch is not None:
-        watch(model)
-    return _Folder(model, only).run(before, changed)
+        watch.begins(model)
+    folder = _Folder(model, only, watch)
+    report = folder.run(before, changed)
+    if watch is not None:
+        watch.ends(list(folder.decisions))
+    return report
 
 
 def inline(model: ir.Model) -> None:
@@ -124,9 +150,10 @@ def _freeze(model: ir.Model) -> bool:
 class _Folder:
     """The walk over one model."""
 
-    def __init__(self, model: ir.Model, only: str | None) -> None:
+    def __init__(self, model: ir.Model, only: str | None, watch: Watch | None) -> None:
         self.model = model
         self.only = only
+        self.watch = watch
         self.facts = Facts(model)
         self.names = Names(self.facts)
         # What a nameless node is called changes when its output is renamed; reports speak of the original.
@@ -185,10 +212,13 @@ class _Folder:
             into_types=tuple(node.op_type for node in into),
             detail=_precision(self.facts, found),
         )
+        owner = owner or self.created[site.nodes[0]]
+        if self.watch is not None:
+            self.watch.folds(owner, found)
         added = Writer(self.facts, self.names, scope, found).write()
         if found.batchnorm is not None:
             added.append(found.batchnorm)
-        self.created |= dict.fromkeys(added, owner or self.created[site.nodes[0]])
+        self.created |= dict.fromkeys(added, owner)
         return True
 
     def _record(
@@ -212,6 +242,8 @@ class _Folder:
         first, *others = runs
         for other in others:
             self.decisions.pop(other, None)
+            if self.watch is not None:
+                self.watch.joins(first, other)
             self.created |= {node: first for node, owner in self.created.items() if owner is other}
         last = site.nodes[-1]
         self.decisions[first] = Decision(

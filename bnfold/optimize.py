@@ -247,16 +247,16 @@ def _fold(
             f"{title(origin)}: has training_info, whose graphs use the weights by name, so they cannot be "
             "folded; remove it first, or export the model for inference"
         )
-    sketches: list[Sketch] = []
+    sketch = Sketch() if changes else None
     with _naming(origin):
         folded = fold(
             model,
             only=only,
             freeze_initializers=freeze_initializers,
             inline_functions=inline_functions,
-            watch=(lambda seen: sketches.append(Sketch(seen))) if changes else None,
+            watch=sketch,
         )
-    return folded, sketches[0].changes(folded) if sketches else None
+    return folded, None if sketch is None else sketch.changes()
 
 
 @contextmanager

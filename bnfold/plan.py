@@ -76,6 +76,7 @@ class Plan:
         attributes: New attributes of a node.
         leftovers: Shifts that stay.
         moved: Values on the way, which will mean something else and need another name.
+        way: The nodes that were asked and take part: they hand an affine on, or take it.
         batchnorm: When merging: the node of the run that stays, with new constants.
         merged: When merging without one: the at most two nodes that replace the run.
     """
@@ -86,6 +87,7 @@ class Plan:
     attributes: dict[ir.Node, Mapping[str, ir.Attr]] = field(default_factory=dict)
     leftovers: list[Leftover] = field(default_factory=list)
     moved: list[ir.Value] = field(default_factory=list)
+    way: list[ir.Node] = field(default_factory=list)
     batchnorm: ir.Node | None = None
     merged: tuple[Term, ...] = ()
 
@@ -205,6 +207,7 @@ class _Attempt:
         if move.left is not None:
             self._leave(value, move.left, None)
         self.plan.moved.append(value)
+        self.plan.way.append(node)
 
     def _push(self, value: ir.Value, affine: Affine) -> None:
         """Make every reader of `value` apply the affine by itself."""
@@ -232,6 +235,8 @@ class _Attempt:
                 self._change_inputs(node, move)
             if move.left is not None:
                 self._leave(value, move.left, node)
+            if move.inputs or move.outputs:
+                self.plan.way.append(node)
             self.pushing += [(node.outputs[k], a) for k, a in move.outputs.items()]
 
     def _leave(self, value: ir.Value, shift: Affine, reader: ir.Node | None) -> None:

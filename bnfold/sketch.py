@@ -1,4 +1,4 @@
-"""Draws what a fold does: a `Sketch` looks at a model before, and again after, and says what changed.
+"""Draws what a fold does: a `Sketch` watches it, and says afterwards what changed.
 
 Nodes are told apart by identity, which a fold keeps: their names need not be unique, and the name of a
 nameless one goes with its output.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +17,8 @@ from .changes import Changes, DrawnNode, FoldedSite, Picture, Range, Role, Size,
 from .constants import FLOATS, Constant
 from .facts import Facts, Scope, scopes
 from .nodes import label
-from .report import Decision, Declined, FoldReport, Outcome
+from .plan import Plan
+from .report import Declined
 
 _NEIGHBOURS = 4  # of one node, for orientation: a value may have a thousand readers
 _AROUND = 24  # in one picture
@@ -25,45 +26,83 @@ _AROUND = 24  # in one picture
 _Constants = Mapping[tuple[int, int], Range]  # by the key of a node and the number of its input
 
 
-class Sketch:
-    """A model as it is before a fold.
+@dataclass
+class _Part:
+    """What a decision is about: nodes of the model as it was.
 
-    Args:
-        model: The model. Its weights are read once.
+    Attributes:
+        site: Those that are folded.
+        way: Those that hand an affine on, or take it.
+        sinks: Those that take it.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    site: set[int] = field(default_factory=set)
+    way: set[int] = field(default_factory=set)
+    sinks: set[int] = field(default_factory=set)
+
+    @property
+    def nodes(self) -> set[int]:
+        return self.site | self.way
+
+    def add(self, other: _Part) -> None:
+        self.site |= other.site
+        self.way |= other.way
+        self.sinks |= other.sinks
+
+
+class Sketch:
+    """What `fold` is watched by, and what it did."""
+
+    def opens(self, model: ir.Model) -> None:
+        self._size = _size(tuple(scopes(model)))
+
+    def begins(self, model: ir.Model) -> None:
         self._model = model
         self._keys = {node: key for key, node in enumerate(_nodes(model))}
         self._before = _Snapshot.of(model, self._keys)
+        self._parts: defaultdict[ir.Node, _Part] = defaultdict(_Part)
 
-    def changes(self, report: FoldReport) -> Changes:
-        """What the fold, whose report this is, has made of the model since."""
-        before = self._before
+    def folds(self, owner: ir.Node, plan: Plan) -> None:
+        sinks = {node for node, _ in plan.constants}
+        if plan.batchnorm is not None:
+            sinks.add(plan.batchnorm)
+        known = (self._known(nodes) for nodes in (plan.site.nodes, {*plan.way, *sinks}, sinks))
+        self._parts[owner].add(_Part(*known))
+
+    def joins(self, owner: ir.Node, other: ir.Node) -> None:
+        self._parts[owner].add(self._parts.pop(other, _Part()))
+
+    def ends(self, owners: Sequence[ir.Node]) -> None:
+        self._found = [self._parts.get(owner) for owner in owners]
         arrived = (node for node in _nodes(self._model) if node not in self._keys)
         keys = self._keys | {node: key for key, node in enumerate(arrived, len(self._keys))}
-        after = _Snapshot.of(self._model, keys)
-        found = [
-            (i, decision, site)
-            for i, (decision, site) in enumerate(_located(report.decisions, before))
-            if decision.outcome is not Outcome.KEPT and site
-        ]
-        sites, absorbing = [], dict[int, None]()
-        for i, decision, site in found:
-            sinks, between = _way(decision, site, before)
-            absorbing |= dict.fromkeys(sinks)
-            core = {*site, *between, *sinks}
-            there = _with_neighbours(core, before)
-            left = (there & after.nodes.keys()) | _arrivals(core, there, before, after)
-            roles = dict.fromkeys(between, Role.PASSES) | dict.fromkeys(sinks, Role.ABSORBS)
-            sites.append(
-                FoldedSite(
-                    i,
-                    before.picture(there, roles | dict.fromkeys(there - after.nodes.keys(), Role.GOES)),
-                    after.picture(left, roles | dict.fromkeys(left - before.nodes.keys(), Role.ARRIVES)),
-                )
-            )
-        return Changes(before.size, after.size, tuple(sites), tuple(_ranges(absorbing, before, after)))
+        self._after = _Snapshot.of(self._model, keys)
+
+    def changes(self) -> Changes:
+        """What the fold has made of the model."""
+        found = [(i, part) for i, part in enumerate(self._found) if part is not None]
+        sinks = {key for _, part in found for key in part.sinks}
+        return Changes(
+            self._size,
+            self._after.size,
+            tuple(self._drawn(i, part) for i, part in found),
+            tuple(_ranges(sinks, self._before, self._after)),
+        )
+
+    def _drawn(self, decision: int, part: _Part) -> FoldedSite:
+        before, after = self._before, self._after
+        there = _with_neighbours(part.nodes, before)
+        left = (there & after.nodes.keys()) | _arrivals(part.nodes, there, before, after)
+        roles = dict.fromkeys(part.way, Role.PASSES) | dict.fromkeys(part.sinks, Role.ABSORBS)
+        return FoldedSite(
+            decision,
+            before.picture(there, roles | dict.fromkeys(there - after.nodes.keys(), Role.GOES)),
+            after.picture(left, roles | dict.fromkeys(left - before.nodes.keys(), Role.ARRIVES)),
+        )
+
+    def _known(self, nodes: Iterable[ir.Node]) -> set[int]:
+        """The keys of those that the model had; others were put in by earlier folds."""
+        return {self._keys[node] for node in nodes if node in self._keys}
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:
@@ -74,15 +113,9 @@ def _nodes(model: ir.Model) -> Iterator[ir.Node]:
 class _Drawn:
     """A node in a snapshot."""
 
-    graph: str
     name: str
     op_type: str
     inputs: tuple[int, ...]  # keys of the nodes that compute from data what it reads
-
-    @property
-    def kind(self) -> str:
-        """As decisions call it."""
-        return self.op_type.rpartition("::")[2]
 
 
 @dataclass(frozen=True)
@@ -94,7 +127,6 @@ class _Snapshot:
         readers: Keys of the nodes that read what a node computes.
         ranges: Of the floating constants that are read.
         size: How large the model is.
-        names: Graph, name and operator of each node.
         order: The place of each key.
     """
 
@@ -102,7 +134,6 @@ class _Snapshot:
     readers: Mapping[int, tuple[int, ...]]
     ranges: _Constants
     size: Size
-    names: frozenset[tuple[str, str, str]]
     order: Mapping[int, int]
 
     @classmethod
@@ -117,7 +148,7 @@ class _Snapshot:
                 constants = {i: c for i, v in enumerate(node.inputs) if v and (c := _constant(facts, v))}
                 producers = [v.producer() for i, v in enumerate(node.inputs) if v and i not in constants]
                 inputs = tuple(dict.fromkeys(keys[p] for p in producers if p is not None and p in keys))
-                nodes[key] = _Drawn(scope.path, label(node), _type(node), inputs)
+                nodes[key] = _Drawn(label(node), _type(node), inputs)
                 for producer in inputs:
                     readers[producer].append(key)
                 ranges |= {(key, i): _range(c) for i, c in constants.items() if c.dtype in FLOATS}
@@ -126,7 +157,6 @@ class _Snapshot:
             {key: tuple(dict.fromkeys(found)) for key, found in readers.items()},
             ranges,
             _size(facts.scopes),
-            frozenset((node.graph, node.name, node.kind) for node in nodes.values()),
             {key: i for i, key in enumerate(nodes)},
         )
 
@@ -186,49 +216,6 @@ def _size(found: Sequence[Scope]) -> Size:
 
 
 # Sites
-
-
-def _located(decisions: Iterable[Decision], before: _Snapshot) -> Iterator[tuple[Decision, tuple[int, ...]]]:
-    """Each with the keys of its nodes. Names need not be unique, but decisions come in the order of the
-    graph."""
-    waiting: defaultdict[tuple[str, str, str], deque[int]] = defaultdict(deque)
-    for key, node in before.nodes.items():
-        waiting[node.graph, node.name, node.kind].append(key)
-    for decision in decisions:
-        names = zip(decision.nodes, decision.op_types, strict=True)
-        found = [waiting[decision.graph, name, kind] for name, kind in names]
-        yield decision, tuple(keys.popleft() for keys in found if keys)
-
-
-def _way(
-    decision: Decision, site: tuple[int, ...], before: _Snapshot
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The nodes that absorb an affine, and those between them and its site: from each of the former, the
-    nearest of its name, back the way that the search came."""
-    wanted = Counter(
-        (name, kind)
-        for name, kind in zip(decision.into, decision.into_types, strict=True)
-        if (decision.graph, name, kind) in before.names  # what an earlier fold put in is not
-    )
-    came_from: dict[int, int | None] = dict.fromkeys(site)
-    queue, sinks = deque(site), list[int]()
-    while queue and wanted.total():
-        key = queue.popleft()
-        node = before.nodes[key]
-        if wanted[node.name, node.kind] and node.graph == decision.graph:
-            wanted[node.name, node.kind] -= 1
-            sinks.append(key)
-        for other in before.around(key):
-            if other not in came_from:
-                came_from[other] = key
-                queue.append(other)
-    between: dict[int, None] = {}
-    for key in sinks:
-        step = came_from[key]
-        while step is not None:
-            between[step] = None
-            step = came_from[step]
-    return tuple(sinks), tuple(key for key in between if key not in {*site, *sinks})
 
 
 def _with_neighbours(keys: set[int], snapshot: _Snapshot) -> set[int]:

@@ -22,9 +22,9 @@ X = "(float[N,3,8,8] x) => (float[] y)"
 
 
 def sketched(proto: onnx.ModelProto, **how: Any) -> tuple[Changes, FoldReport]:
-    opened, sketches = ir.from_proto(proto), list[Sketch]()
-    report = fold(opened, watch=lambda seen: sketches.append(Sketch(seen)), **how)
-    return sketches[0].changes(report), report
+    sketch = Sketch()
+    report = fold(ir.from_proto(proto), watch=sketch, **how)
+    return sketch.changes(), report
 
 
 def normal(channels: int) -> dict[str, Any]:
@@ -115,6 +115,24 @@ def test_what_an_earlier_fold_put_in_is_no_node_of_the_original() -> None:
     assert len(changes.sites) == sum(d.outcome is not Outcome.KEPT for d in report.decisions)
     (site,) = changes.sites
     assert [node.op_type for node in site.after.nodes if node.role is Role.ARRIVES] == ["Add"]
+
+
+def test_the_way_is_the_one_that_was_taken() -> None:
+    """Not the shortest between two nodes."""
+    text = f"""c = Conv(x, w)  a = MaxPool <kernel_shape = [1,1]> (c)  b = Sigmoid(x)  d = Conv(b, v)
+               e = Concat <axis = 1> (a, d)  n = BatchNormalization(e, scale, bias, mean, var)  y = Tanh(n)"""
+    (site,) = sketched(model(f"{X} {{ {text} }}", w=(2, 3, 1, 1), v=(2, 3, 1, 1), **normal(4)))[0].sites
+    roles = {node.op_type: node.role for node in site.before.nodes}
+    assert (roles["MaxPool"], roles["Concat"], roles["Sigmoid"]) == (Role.PASSES, Role.PASSES, Role.NEAR)
+
+
+def test_a_run_that_becomes_one_node_keeps_it() -> None:
+    text = f"r = Relu(x)  m = Mul(r, k)  n = {BN.format('m')}  a = Add(n, k)  y = Tanh(a)"
+    changes, report = sketched(model(f"{X} {{ {text} }}", k=np.full((1, 3, 1, 1), 3, np.float32), **norm(3)))
+    assert [d.outcome for d in report.decisions] == [Outcome.MERGED]
+    (site,) = changes.sites
+    assert shown(site.before) == "Relu:ne Mul:go BatchNormalization:ab Add:go Tanh:ne 0-1 1-2 2-3 3-4"
+    assert shown(site.after) == "Relu:ne BatchNormalization:ab Tanh:ne 0-1 1-2"
 
 
 def test_inside_an_inlined_function() -> None:
