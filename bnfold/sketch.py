@@ -64,8 +64,6 @@ class Sketch:
 
     def folds(self, owner: ir.Node, plan: Plan) -> None:
         sinks = {node for node, _ in plan.constants}
-        if plan.batchnorm is not None:
-            sinks.add(plan.batchnorm)
         known = (self._known(nodes) for nodes in (plan.site.nodes, {*plan.way, *sinks}, sinks))
         self._parts[owner].add(_Part(*known))
 
