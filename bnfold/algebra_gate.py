@@ -116,6 +116,7 @@ class Comparison:
         theirs = {*candidate.computed, *candidate.outputs}
         names = [n for n in dict.fromkeys((*reference.computed, *reference.outputs)) if n in theirs]
         self._shared = [n for n in names if by_name or n in reference.outputs]
+        self._order = {name: i for i, name in enumerate(names)}
         self._vanished = [
             n
             for n in reference.computed
@@ -198,11 +199,13 @@ class Comparison:
                 mine = self._settle(group, alone and name in shared)
                 if name in shared:
                     held[name] = mine
-                else:
+                elif name in self._origins:
                     self._offer(name, mine, held, found)
             turn = []
             if other.name is None:
                 held.clear()
+            elif other.name not in shared:  # an output that nothing is held against: nobody waits for it
+                turn.append(other)
             elif other.name in held:
                 mine = held.pop(other.name)
                 size = mine.base.value.size if isinstance(mine.base, Base) else 0
@@ -334,8 +337,10 @@ class Comparison:
         if limit is not None and (count := beyond(limit, value, reference)):
             told = f"{count} of {value.size} elements are beyond atol {limit.atol:g}, rtol {limit.rtol:g}"
             self._beyond.setdefault(name, told)
-        if value.dtype.kind == reference.dtype.kind == "f" and name not in self._metrics:
-            self._metrics[name] = metrics(value, reference, self._types[name])
+        if value.dtype.kind == reference.dtype.kind == "f":
+            found, before = metrics(value, reference, self._types[name]), self._metrics.get(name)
+            if before is None or found.max_abs > before.max_abs:
+                self._metrics[name] = found
 
     # Other tools let a folded convolution keep its own output's name. So a value that is not what its name
     # says may be that of a name which the candidate lacks, and which follows from it in the reference.
@@ -471,6 +476,7 @@ class Comparison:
             alone=is_alone,
             passed=passed,
             problem=problem,
+            order=self._order[name],
         )
 
 

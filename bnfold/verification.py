@@ -67,6 +67,7 @@ class TensorCheck:
         alone: Whether that was found with every shared tensor before it taken from the reference.
         passed: Whether it is within the tolerance.
         problem: What else is wrong (shape, mask of NaN or infinity, integers that differ), or "".
+        order: Its place in the order of computation.
     """
 
     name: str
@@ -78,11 +79,14 @@ class TensorCheck:
     alone: bool
     passed: bool
     problem: str = ""
+    order: int = 0
 
 
 @dataclass(frozen=True)
 class Metrics:
     """How far one output is from the reference's, in figures that people know; none of them decides.
+
+    They are those of one feed: that on which the largest difference was seen.
 
     Attributes:
         max_abs: Largest absolute difference.
@@ -150,10 +154,15 @@ class AlgebraReport:
     message: str = ""
 
     @property
+    def checks(self) -> tuple[TensorCheck, ...]:
+        """All that was compared, outputs among the others, in order of computation."""
+        outputs = (o.check for o in self.outputs if o.check is not None)
+        return tuple(sorted((*self.tensors, *outputs), key=lambda check: check.order))
+
+    @property
     def culprit(self) -> TensorCheck | None:
         """The first tensor beyond tolerance, in order of computation; None on a pass."""
-        checks = [*self.tensors, *(o.check for o in self.outputs if o.check is not None)]
-        return next((c for c in checks if not c.passed), None)
+        return next((check for check in self.checks if not check.passed), None)
 
 
 @dataclass(frozen=True)

@@ -284,6 +284,27 @@ class TestWhoIsToBlame:
         assert report.verdict is Verdict.FAIL and report.culprit is not None
         assert report.culprit.name == "y"
 
+    EARLY = """(float[N,3,6,6] x) => (float[N,4,4,4] late, float[N,4,6,6] early)
+               { early = Conv(x, w)  mid = Relu(early)  late = Conv(mid, v) }"""
+
+    def test_the_order_is_that_of_computation_for_outputs_too(self, compare: Compare) -> None:
+        w, v = NORMAL((4, 3, 1, 1)).astype(np.float32), NORMAL((4, 4, 3, 3)).astype(np.float32)
+        report = compare(graph(self.EARLY, w=w, v=v), graph(self.EARLY, w=1.01 * w, v=v))
+        assert report.culprit is not None and report.culprit.name == "early"
+        assert "'early'" in report.message
+        assert [check.name for check in report.algebra.checks] == ["early", "mid", "late"]
+        report = compare(graph(self.EARLY, w=w, v=v), graph(self.EARLY, w=w, v=1.01 * v))
+        assert report.culprit is not None and report.culprit.name == "late"
+
+    @pytest.mark.parametrize("factor", [1.0, 1.01])
+    def test_an_output_of_the_candidate_alone_holds_nothing_up(self, factor: float, compare: Compare) -> None:
+        w, v = NORMAL((4, 3, 1, 1)).astype(np.float32), NORMAL((4, 4, 3, 3)).astype(np.float32)
+        one = graph(self.EARLY.replace(", float[N,4,6,6] early", ""), w=w, v=v)
+        other = graph(self.EARLY.replace("early", "other"), w=w, v=factor * v)
+        report = compare(one, other)
+        assert [check.name for check in report.algebra.checks] == ["mid", "late"]
+        assert report.verdict is (Verdict.PASS if factor == 1.0 else Verdict.FAIL)
+
     def test_equal_names_of_unrelated_values_fail_unless_only_outputs_count(self, compare: Compare) -> None:
         one = graph("(float[N,4] x) => (float[N,4] y) { t = Exp(x)  y = Neg(t) }")
         other = graph("(float[N,4] x) => (float[N,4] y) { t = Neg(x)  a = Exp(x)  y = Neg(a) z = Neg(t) }")
@@ -591,6 +612,19 @@ class TestFeeds:
         report = compare(model, model)
         assert report.verdict is Verdict.PASS
         assert "0" not in report.algebra.feeds and len(report.algebra.feeds) >= 3
+
+    def test_the_figures_are_those_of_the_feed_that_shows_most(
+        self, compare: Compare, tmp_path: Path
+    ) -> None:
+        text = "(int64[N] i) => (float[N,2] y) { y = Gather(w, i) }"
+        w = np.ones((4, 2), np.float32)
+        for name, index in (("0", 0), ("1", 3), ("2", 1)):
+            np.savez(tmp_path / f"{name}.npz", i=np.array([index]))
+        report = compare(
+            graph(text, w=w), graph(text, w=w * np.array([[1], [1], [1], [2]], np.float32)), inputs=tmp_path
+        )
+        (output,) = report.algebra.outputs
+        assert output.metrics is not None and output.metrics.max_abs == 1.0
 
     def test_every_given_feed_is_walked_through(self, compare: Compare, tmp_path: Path) -> None:
         """A limit on the output is broken by one of three feeds only, wherever that stands."""

@@ -122,7 +122,7 @@ def _doubt(digest: Digest) -> str:
 
 def _different(report: VerifyReport) -> Iterator[str]:
     algebra = report.algebra
-    checks = [*algebra.tensors, *(o.check for o in algebra.outputs if o.check is not None)]
+    checks = algebra.checks
     beyond = [check for check in checks if not check.passed]
     if beyond:
         first = printable(beyond[0].name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ..verification import (
     AlgebraReport,
@@ -55,7 +55,7 @@ def sentence(report: VerifyReport) -> str:
 def proof(report: VerifyReport) -> str:
     """What a comparison that passed has compared, in a sentence or two."""
     algebra = report.algebra
-    checks = [*algebra.tensors, *(o.check for o in algebra.outputs if o.check is not None)]
+    checks = algebra.checks
     compared = many(len(checks), "tensor")
     if not any(check.error for check in checks):
         text = f"{compared} of both models are the same in float64, to the last bit."
@@ -111,7 +111,7 @@ def _row(output: OutputCheck) -> tuple[str, ...]:
 
 def _float64(report: VerifyReport, page: Page) -> Iterator[str]:
     algebra = report.algebra
-    checks = [*algebra.tensors, *(o.check for o in algebra.outputs if o.check is not None)]
+    checks = algebra.checks
     failing = [check for check in checks if not check.passed]
     text = f"Float64: {many(len(checks), 'tensor')} of both models compared"
     if failing:
@@ -146,7 +146,7 @@ def _beyond(check: TensorCheck) -> tuple[str, str, str]:
     return printable(check.name), f"{check.ratio:.2g}", printable(what)
 
 
-def _each(checks: list[TensorCheck]) -> Iterator[tuple[str, str, str]]:
+def _each(checks: Sequence[TensorCheck]) -> Iterator[tuple[str, str, str]]:
     for check in checks:
         yield printable(check.name), printable(check.node), f"{check.ratio:.2g}"
 

@@ -32,7 +32,7 @@ _CHECK_ALIGNED = "==>>><<"
 def errors(report: VerifyReport, ident: str) -> Section | None:
     """How the error grows along the depth of the model."""
     algebra = report.algebra
-    checks = [*algebra.tensors, *(o.check for o in algebra.outputs if o.check is not None)]
+    checks = algebra.checks
     if not checks:
         return None
     blocks: list[Block] = [Prose(_measured(report))]

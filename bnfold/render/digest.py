@@ -321,7 +321,7 @@ def _size_figures(sizes: tuple[Size, Size] | None, names: Sequence[str] = ("befo
 def _comparison_figures(report: VerifyReport) -> _Figures:
     algebra = report.algebra
     yield "verdict", report.verdict.value
-    checks = [*algebra.tensors, *(o.check for o in algebra.outputs if o.check is not None)]
+    checks = algebra.checks
     if checks:
         worst = max(checks, key=lambda check: check.ratio)
         yield "worst ratio", f"{worst.ratio:.3g}"
