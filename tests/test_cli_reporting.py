@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import resource
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from shutil import which
 from typing import Any
 from xml.etree import ElementTree
 
@@ -22,7 +24,7 @@ from reports import HOSTILE
 
 import bnfold
 from bnfold.cli import main
-from bnfold.cli.files import replace
+from bnfold.cli.files import make_ready, replace
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "fixtures" / "digits.onnx"
@@ -34,16 +36,37 @@ CUSTOM = """<ir_version: 8, opset_import: ["": 17, "somewhere": 1]>
 test (float[N,3,8,8] x) => (float[N,4,6,6] y)
 { a = somewhere.Unknown(x)  c = Conv(a, w)  y = BatchNormalization(c, scale, bias, mean, var) }"""
 KINDS = (".json", ".xml", ".md", ".html")
-STALE = "of an earlier run"
+STALE = {
+    ".json": '{\n  "schema_version": 1,\n  "verdict": "pass"\n}\n',
+    ".xml": '<?xml version="1.0" encoding="UTF-8"?>\n<testsuites name="bnfold" tests="1"/>\n',
+    ".md": "<!-- bnfold -->\n## PASS: of an earlier run\n",
+    ".html": '<!doctype html>\n<html>\n<head>\n<meta name="generator" content="bnfold">\n',
+}
+FOREIGN = {
+    ".json": '{"weights": "schema_version"}',
+    ".xml": '<?xml version="1.0"?>\n<testsuites name="pytest"/>',
+    ".md": "# Notes on <!-- bnfold -->\n",
+    ".html": "<!doctype html>\n<html><head><title>bnfold</title>",
+}
 
 
 def run(*arguments: object, **environment: str) -> Result:
     return CliRunner(env={"COLUMNS": "80", **environment}).invoke(main, [str(a) for a in arguments])
 
 
-def spawn(*arguments: object, before: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
+def spawn(
+    *arguments: object, before: Callable[[], None] | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bnfold", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=before, check=False)
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        preexec_fn=before,
+        check=False,
+    )
 
 
 def store(folder: Path, text: str = FOLDABLE, name: str = "model.onnx") -> Path:
@@ -88,7 +111,7 @@ def asked(folder: Path, *kinds: str, stale: bool = True) -> list[object]:
     for kind in kinds or KINDS:
         path = folder / f"report{kind}"
         if stale:
-            path.write_text(STALE)
+            path.write_text(STALE[kind])
         found += ["--report", path]
     return found
 
@@ -98,7 +121,8 @@ def verdicts(folder: Path) -> dict[str, str]:
     xml = ElementTree.parse(folder / "report.xml").getroot()
     code = json.loads((folder / "report.json").read_text()).get("exit_code", 0)
     marks = {"FAIL": "fail", "PASS": "pass", "ERROR": "error", "UNDECIDED": "undecided"}
-    head = (folder / "report.md").read_text(encoding="utf-8").split(":")[0].split()[-1]
+    text = (folder / "report.md").read_text(encoding="utf-8").removeprefix("<!-- bnfold -->\n")
+    head = text.split(":")[0].split()[-1]
     bad = "fail" if xml.get("failures") != "0" else "error" if xml.get("errors") != "0" else "pass"
     return {".json": str(code), ".xml": bad, ".md": marks[head]}
 
@@ -115,7 +139,10 @@ class TestFormat:
 
     def test_markdown(self, there: Path) -> None:
         result = run("optimize", there, "--format", "markdown")
-        assert result.stdout.startswith("## \u2705 PASS: ") and f"bnfold optimize {there}" in result.stdout
+        assert (
+            result.stdout.startswith("<!-- bnfold -->\n## \u2705 PASS: ")
+            and f"bnfold optimize {there}" in result.stdout
+        )
 
     def test_every_command_has_them(self, there: Path, wrong: Path, tmp_path: Path) -> None:
         np.save(tmp_path / "data.npy", np.ones((9, 3, 8, 8), np.float32))
@@ -182,10 +209,65 @@ class TestFiles:
 
     def test_in_one_piece(self, tmp_path: Path) -> None:
         """Who reads the old file meanwhile reads all of it."""
-        (tmp_path / "report.md").write_text("old")
+        (tmp_path / "report.md").write_text(STALE[".md"])
         with open(tmp_path / "report.md") as reader:
             replace(str(tmp_path / "report.md"), "new")
-            assert reader.read() == "old" and (tmp_path / "report.md").read_text() == "new"
+            assert reader.read() == STALE[".md"] and (tmp_path / "report.md").read_text() == "new"
+
+    def test_its_own_are_replaced(self, there: Path, tmp_path: Path) -> None:
+        """What it has written is known for that, and so is an empty file."""
+        for name in "report.json", "other.json":
+            (tmp_path / name).touch()
+        for models in [there], [there, there]:
+            asked_for = asked(tmp_path, stale=False)
+            result = run("inspect", *models, *asked_for, "--report", "other.json")
+            assert (result.exit_code, result.stderr) == (0, "")
+        assert len(json.loads((tmp_path / "report.json").read_text())) == 2
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_those_of_others_are_not(self, kind: str, there: Path, tmp_path: Path) -> None:
+        path = tmp_path / f"weights{kind}"
+        path.write_text(FOREIGN[kind])
+        result = run("inspect", there, "--report", path)
+        assert result.exit_code == 2 and "1 would fold" in " ".join(result.stdout.split())
+        assert result.stderr == (
+            f"warning: {path}: the report cannot be written: there is a file that is no report of bnfold; "
+            "choose another name, or remove it\n"
+        )
+        assert path.read_text() == FOREIGN[kind]
+
+    def test_nor_one_that_has_come_meanwhile(self, tmp_path: Path) -> None:
+        path = tmp_path / "weights.json"
+        assert make_ready(str(path)) == ""
+        path.write_text(FOREIGN[".json"])
+        with pytest.raises(OSError, match="no report of bnfold"):
+            replace(str(path), "new")
+        assert path.read_text() == FOREIGN[".json"]
+
+    def test_weights_beside_a_model(self, there: Path) -> None:
+        proto = onnx.load(there)
+        onnx.save(proto, there, save_as_external_data=True, location="weights.json", size_threshold=0)
+        before = Path("weights.json").read_bytes()
+        for arguments in ["inspect", there], ["optimize", there], ["verify", there, there, "--no-runtime"]:
+            assert "no report of bnfold" in run(*arguments, "--report", "weights.json").stderr
+        assert Path("weights.json").read_bytes() == before
+
+    @pytest.mark.parametrize("through", ["it", "a link"])
+    def test_a_pipe_is_written_into(self, through: str, there: Path, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.json")
+        name = "pipe.json"
+        if through == "a link":
+            name = "link.json"
+            Path(name).symlink_to("pipe.json")
+        with subprocess.Popen(["cat", "pipe.json"], stdout=subprocess.PIPE) as reader:
+            done = spawn("inspect", there, "--report", tmp_path / name)
+            assert json.loads(reader.communicate(timeout=60)[0])["batchnorms"]
+        assert done.returncode == 0 and stat.S_ISFIFO(os.stat("pipe.json").st_mode)
+
+    def test_a_device_stays_one(self, there: Path) -> None:
+        Path("null.json").symlink_to(os.devnull)
+        assert run("inspect", there, "--report", "null.json").exit_code == 0
+        assert Path("null.json").is_symlink() and stat.S_ISCHR(os.stat(os.devnull).st_mode)
 
     def test_folders_are_made(self, there: Path, tmp_path: Path) -> None:
         assert run("inspect", there, "--report", tmp_path / "a" / "b" / "c.JSON").exit_code == 0
@@ -265,6 +347,40 @@ class TestUnwritable:
         assert "pip install 'bnfold[report]'" in result.stderr and result.stderr.count("\n") == 1
         assert not Path("report.html").exists() and json.loads(Path("report.json").read_text())
 
+    @pytest.mark.parametrize("guest", ["jinja2", "matplotlib"])
+    def test_with_a_broken_extra(self, guest: str, there: Path, tmp_path: Path) -> None:
+        (tmp_path / guest).mkdir()
+        (tmp_path / guest / "__init__.py").write_text("raise ImportError('too\\nold')")
+        done = spawn("inspect", there, *asked(tmp_path, ".html", ".json"), PYTHONPATH=str(tmp_path))
+        assert done.returncode == 2 and json.loads((tmp_path / "report.json").read_text())["batchnorms"]
+        assert done.stderr == (
+            f"warning: {tmp_path}/report.html: the report cannot be written: it needs {guest}, which does "
+            "not work here: ImportError: too old\n"
+        )
+
+    @pytest.mark.skipif(not os.getuid() and not which("capsh"), reason="root may write everywhere")
+    def test_a_stale_report_in_a_folder_that_is_closed(
+        self, there: Path, wrong: Path, tmp_path: Path
+    ) -> None:
+        """It is written in place; and if that cannot be, it is said that it is still there."""
+        folder = tmp_path / "closed"
+        folder.mkdir()
+        for name, mode in ("open.json", 0o644), ("shut.json", 0o444):
+            (folder / name).write_text(STALE[".json"])
+            (folder / name).chmod(mode)
+        folder.chmod(0o555)
+        reports = [f"--report={folder}/{name}.json" for name in ("open", "shut")]
+        command = [sys.executable, "-m", "bnfold", "verify", there, wrong, "--no-runtime", *reports]
+        plain = [] if os.getuid() else ["capsh", "--drop=cap_dac_override", "--", "-c", 'exec "$@"', "-"]
+        done = subprocess.run([*plain, *map(str, command)], capture_output=True, text=True, check=False)
+        folder.chmod(0o755)
+        assert done.returncode == 1
+        assert json.loads((folder / "open.json").read_text())["verdict"] == "fail"
+        assert (
+            f"warning: {folder}/shut.json: the report cannot be written: Permission denied; "
+            "that of an earlier run is still there\n"
+        ) == done.stderr
+
     def test_a_full_disk(self, there: Path, tmp_path: Path) -> None:
         """A limit on the size of files is met where a full disk would be."""
         limit = 1000
@@ -286,7 +402,7 @@ class TestUnwritable:
         result = run("inspect", there, *asked(there.parent, ".md", ".xml"))
         assert result.exit_code == 2 and "1 would fold" in " ".join(result.stdout.split())
         assert "report.md: the report cannot be written: internal error: TypeError" in result.stderr
-        assert Path("report.xml").read_text() != STALE and not Path("report.md").exists()
+        assert Path("report.xml").read_text() != STALE[".xml"] and not Path("report.md").exists()
 
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
     @pytest.mark.parametrize(("candidate", "code"), [("model.onnx", 2), ("wrong.onnx", 1)])

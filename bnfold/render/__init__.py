@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".json", ".xml", ".md", ".html")
 _GUESTS = ("jinja2", "matplotlib")  # of HTML
+_MARK = "<!-- bnfold -->\n"  # of Markdown
+# How the files of each kind begin.
+_OURS = re.compile(
+    rf'\s*(\[\s*)?\{{\s*"schema_version": \d|<\?xml [^>]*>\s*<testsuites name="bnfold"|{_MARK}'
+    r'|<!doctype html>[\s\S]*?<meta name="generator" content="bnfold'
+)
 
 
 def as_json(*reports: Report) -> str:
@@ -36,9 +44,21 @@ def as_text(report: Report, page: Page) -> str:
 
 
 def lacking(suffix: str) -> str:
-    """What is not installed and has to be, for a file of that kind; "" if nothing."""
-    missing = [guest for guest in _GUESTS if suffix == ".html" and find_spec(guest) is None]
-    return f"it needs {' and '.join(missing)}: pip install 'bnfold[report]'" if missing else ""
+    """What is not installed, or does not work, and has to, for a file of that kind; "" if nothing."""
+    guests = _GUESTS if suffix.lower() == ".html" else ()
+    if missing := [guest for guest in guests if find_spec(guest) is None]:
+        return f"it needs {' and '.join(missing)}: pip install 'bnfold[report]'"
+    for guest in guests:
+        try:
+            import_module(guest)
+        except Exception as error:  # whatever others raise: matplotlib looks into the environment
+            return f"it needs {guest}, which does not work here: {type(error).__name__}: {error}"
+    return ""
+
+
+def is_report(text: str) -> bool:
+    """Whether a file that begins so is one of these."""
+    return _OURS.match(text) is not None
 
 
 def written(suffix: str, digests: Sequence[Digest], surroundings: Surroundings) -> str:
@@ -59,9 +79,9 @@ def written(suffix: str, digests: Sequence[Digest], surroundings: Surroundings) 
 
         return junit(digests, surroundings)
     if suffix == ".md":
-        from .markdown import markdown
+        from .markdown import LIMIT, markdown
 
-        return markdown(digests, surroundings)
+        return _MARK + markdown(digests, surroundings, LIMIT - len(_MARK))
     from .html import html
 
     return html(digests, surroundings)
