@@ -79,7 +79,7 @@ class WeightRange:
     """A constant of a node that took an affine.
 
     Attributes:
-        node: The node.
+        node: The node, behind the path of its graph.
         op_type: Its operator.
         input: Which of its inputs, from 0.
         before: None if it had no such constant.

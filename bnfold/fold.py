@@ -34,6 +34,9 @@ class Watch(Protocol):
     def folds(self, owner: ir.Node, plan: Plan) -> None:
         """This is about to be written."""
 
+    def adds(self, owner: ir.Node, nodes: Sequence[ir.Node]) -> None:
+        """That put these into the graph."""
+
     def joins(self, owner: ir.Node, other: ir.Node) -> None:
         """What happened under another owner belongs to this one."""
 
@@ -216,6 +219,8 @@ class _Folder:
         if self.watch is not None:
             self.watch.folds(owner, found)
         added = Writer(self.facts, self.names, scope, found).write()
+        if self.watch is not None:
+            self.watch.adds(owner, added)
         if found.batchnorm is not None:
             added.append(found.batchnorm)
         self.created |= dict.fromkeys(added, owner)

@@ -450,9 +450,17 @@ class InspectReport:
 
     @property
     def foldable(self) -> tuple[BatchNormFacts, ...]:
-        """The BatchNormalizations that would be gone."""
-        stay = (Outcome.KEPT, Outcome.MERGED)
-        return tuple(b for b in self.batchnorms if b.decision.outcome not in stay)
+        """The BatchNormalizations that would be gone. Of a merged run, the last ones are."""
+        staying = {
+            id(d): d.batchnorms if d.outcome is Outcome.KEPT else d.left.count("BatchNormalization")
+            for d in self.fold.decisions
+        }
+        gone = []
+        for b in self.batchnorms:
+            staying[id(b.decision)] -= 1
+            if staying[id(b.decision)] < 0:
+                gone.append(b)
+        return tuple(gone)
 
 
 @dataclass(frozen=True)

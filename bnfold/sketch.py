@@ -6,7 +6,7 @@ nameless one goes with its output.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -34,11 +34,15 @@ class _Part:
         site: Those that are folded.
         way: Those that hand an affine on, or take it.
         sinks: Those that take it.
+        late_sinks: Those that take it and were put in by earlier folds.
+        added: New nodes.
     """
 
     site: set[int] = field(default_factory=set)
     way: set[int] = field(default_factory=set)
     sinks: set[int] = field(default_factory=set)
+    late_sinks: list[ir.Node] = field(default_factory=list)
+    added: list[ir.Node] = field(default_factory=list)
 
     @property
     def nodes(self) -> set[int]:
@@ -48,6 +52,8 @@ class _Part:
         self.site |= other.site
         self.way |= other.way
         self.sinks |= other.sinks
+        self.late_sinks += other.late_sinks
+        self.added += other.added
 
 
 class Sketch:
@@ -64,17 +70,24 @@ class Sketch:
 
     def folds(self, owner: ir.Node, plan: Plan) -> None:
         sinks = {node for node, _ in plan.constants}
-        known = (self._known(nodes) for nodes in (plan.site.nodes, {*plan.way, *sinks}, sinks))
-        self._parts[owner].add(_Part(*known))
+        part = self._parts[owner]
+        part.site |= self._known(plan.site.nodes)
+        part.way |= self._known({*plan.way, *sinks})
+        part.sinks |= self._known(sinks)
+        part.late_sinks += [node for node in sinks if node not in self._keys]
+
+    def adds(self, owner: ir.Node, nodes: Sequence[ir.Node]) -> None:
+        self._parts[owner].added += nodes
 
     def joins(self, owner: ir.Node, other: ir.Node) -> None:
-        self._parts[owner].add(self._parts.pop(other, _Part()))
+        if other in self._parts:
+            self._parts[owner].add(self._parts.pop(other))
 
     def ends(self, owners: Sequence[ir.Node]) -> None:
         self._found = [self._parts.get(owner) for owner in owners]
         arrived = (node for node in _nodes(self._model) if node not in self._keys)
-        keys = self._keys | {node: key for key, node in enumerate(arrived, len(self._keys))}
-        self._after = _Snapshot.of(self._model, keys)
+        self._arrived = {node: key for key, node in enumerate(arrived, len(self._keys))}
+        self._after = _Snapshot.of(self._model, self._keys | self._arrived)
 
     def changes(self) -> Changes:
         """What the fold has made of the model."""
@@ -90,12 +103,20 @@ class Sketch:
     def _drawn(self, decision: int, part: _Part) -> FoldedSite:
         before, after = self._before, self._after
         there = _with_neighbours(part.nodes, before)
-        left = (there & after.nodes.keys()) | _arrivals(part.nodes, there, before, after)
+        arrived, sinks = (
+            {self._arrived[node] for node in nodes if node in self._arrived}
+            for nodes in (part.added, part.late_sinks)
+        )
+        left = (there & after.nodes.keys()) | arrived | sinks
         roles = dict.fromkeys(part.way, Role.PASSES) | dict.fromkeys(part.sinks, Role.ABSORBS)
         return FoldedSite(
             decision,
             before.picture(there, roles | dict.fromkeys(there - after.nodes.keys(), Role.GOES)),
-            after.picture(left, roles | dict.fromkeys(left - before.nodes.keys(), Role.ARRIVES)),
+            after.picture(
+                left,
+                roles | dict.fromkeys(arrived, Role.ARRIVES) | dict.fromkeys(sinks, Role.ABSORBS),
+                before.nodes,
+            ),
         )
 
     def _known(self, nodes: Iterable[ir.Node]) -> set[int]:
@@ -112,6 +133,7 @@ class _Drawn:
     """A node in a snapshot."""
 
     name: str
+    graph: str
     op_type: str
     inputs: tuple[int, ...]  # keys of the nodes that compute from data what it reads
 
@@ -146,7 +168,7 @@ class _Snapshot:
                 constants = {i: c for i, v in enumerate(node.inputs) if v and (c := _constant(facts, v))}
                 producers = [v.producer() for i, v in enumerate(node.inputs) if v and i not in constants]
                 inputs = tuple(dict.fromkeys(keys[p] for p in producers if p is not None and p in keys))
-                nodes[key] = _Drawn(label(node), _type(node), inputs)
+                nodes[key] = _Drawn(label(node), scope.path, _type(node), inputs)
                 for producer in inputs:
                     readers[producer].append(key)
                 ranges |= {(key, i): _range(c) for i, c in constants.items() if c.dtype in FLOATS}
@@ -158,19 +180,23 @@ class _Snapshot:
             {key: i for i, key in enumerate(nodes)},
         )
 
-    def picture(self, keys: Iterable[int], roles: Mapping[int, Role]) -> Picture:
+    def picture(
+        self, keys: Iterable[int], roles: Mapping[int, Role], names: Mapping[int, _Drawn] | None = None
+    ) -> Picture:
+        """A part of it. Nameless nodes are called by outputs, which a fold renames: `names` knows what they
+        were called before."""
+        known = self.nodes if names is None else {**self.nodes, **names}
         shown = sorted((key for key in keys if key in self.nodes), key=self.order.__getitem__)
         return Picture(
-            tuple(self._drawn(key, roles.get(key, Role.NEAR)) for key in shown),
+            tuple(
+                DrawnNode(key, self.nodes[key].op_type, known[key].name, roles.get(key, Role.NEAR))
+                for key in shown
+            ),
             tuple((p, key) for key in shown for p in self.nodes[key].inputs if p in set(shown)),
         )
 
     def around(self, key: int) -> tuple[int, ...]:
         return (*self.nodes[key].inputs, *self.readers.get(key, ()))
-
-    def _drawn(self, key: int, role: Role) -> DrawnNode:
-        node = self.nodes[key]
-        return DrawnNode(key, node.op_type, node.name, role)
 
 
 def _constant(facts: Facts, value: ir.Value) -> Constant | None:
@@ -227,19 +253,6 @@ def _with_neighbours(keys: set[int], snapshot: _Snapshot) -> set[int]:
     return keys | set(list(found)[:_AROUND])
 
 
-def _arrivals(core: set[int], there: set[int], before: _Snapshot, after: _Snapshot) -> set[int]:
-    """The new nodes that what is left of a site's own nodes is connected with through nothing but new ones;
-    where nothing is left of them, what stood around them."""
-    queue = deque(core & after.nodes.keys() or there & after.nodes.keys())
-    found: set[int] = set()
-    while queue:
-        for other in after.around(queue.popleft()):
-            if other not in found and other not in before.nodes:
-                found.add(other)
-                queue.append(other)
-    return found
-
-
 def _ranges(absorbing: Iterable[int], before: _Snapshot, after: _Snapshot) -> Iterator[WeightRange]:
     """The constants of these nodes that changed, in the order of the graph."""
     shown = sorted((key for key in absorbing if key in after.nodes), key=after.order.__getitem__)
@@ -247,10 +260,11 @@ def _ranges(absorbing: Iterable[int], before: _Snapshot, after: _Snapshot) -> It
     for key, i in (*before.ranges, *after.ranges):
         inputs[key][i] = None
     for key in shown:
-        node = after.nodes[key]
+        node, was = after.nodes[key], before.nodes[key]
+        name = f"{was.graph}/{was.name}" if was.graph else was.name
         for i in sorted(inputs[key]):
             yield WeightRange(
-                before.nodes[key].name,
+                name,
                 node.op_type,
                 i,
                 before.ranges.get((key, i)),

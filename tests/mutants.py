@@ -392,7 +392,7 @@ MUTANTS = [
       "mean_gap / limits[0]"),
     M("estimate", "float16 is float32", "_ROUNDINGS * (roundoff + smallest / width)", "_SMALL + 0 * width"),
     M("estimate", "outputs move by means only", "+ shift**2", "+ 0 * shift"),
-    M("sketch", "new nodes near others count", "deque(core & after", "deque(there & after"),
+    M("sketch", "what arrives is not drawn", "| arrived | sinks\n", "\n"),
     M("sketch", "the way is not drawn", "dict.fromkeys(part.way, Role.PASSES)", "{}"),
     M("sketch", "nothing goes", "dict.fromkeys(there - after.nodes.keys(), Role.GOES)", "{}"),
     M("sketch", "constants are drawn", "if v and i not in constants]", "if v]"),

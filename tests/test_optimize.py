@@ -513,6 +513,17 @@ def facts(tmp_path: Path, text: str, **constants: Any) -> tuple[bnfold.BatchNorm
 
 
 class TestInspect:
+    def test_foldable_is_what_would_be_gone(self, tmp_path: Path) -> None:
+        """Of a run that becomes one BatchNormalization, the others are."""
+        text = """(float[N,4,8,8] x) => (float[N,4,8,8] y) {
+            r = Relu(x)  n = BatchNormalization(r, scale, bias, mean, var)
+            m = BatchNormalization(n, scale, bias, mean, var)  t = Tanh(m)
+            k = BatchNormalization(t, scale, bias, mean, var)  y = Sigmoid(k) }"""
+        found = bnfold.inspect(store(tmp_path, model(text, **NORM)))
+        assert [b.decision.outcome for b in found.batchnorms] == ["merged", "merged", "kept"]
+        assert found.foldable == (found.batchnorms[1],)
+        assert len(found.foldable) == found.fold.before.batchnorms - found.fold.after.batchnorms
+
     def test_parameters(self, tmp_path: Path) -> None:
         """A BatchNormalization over n units has 4n parameters, 2n of them trained."""
         path = store(tmp_path, foldable())

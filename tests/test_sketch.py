@@ -135,6 +135,27 @@ def test_a_run_that_becomes_one_node_keeps_it() -> None:
     assert shown(site.after) == "Relu:ne BatchNormalization:ab Tanh:ne 0-1 1-2"
 
 
+def test_what_arrives_where_nothing_was_around() -> None:
+    (site,) = sketched(model(f"{X} {{ m = Mul(x, k)  y = Mul(m, k) }}", k=np.full((3, 1, 1), 2, np.float32)))[
+        0
+    ].sites
+    assert (shown(site.before), shown(site.after)) == ("Mul:go Mul:go 0-1", "Mul:ar")
+
+
+def test_a_kept_run_has_no_site() -> None:
+    changes, report = sketched(model(f"{X} {{ r = Relu(x)  n = {BN.format('r')}  y = Tanh(n) }}", **norm(3)))
+    assert [d.outcome for d in report.decisions] == [Outcome.KEPT]
+    assert changes.sites == () and changes.ranges == ()
+
+
+def test_a_nameless_node_is_called_the_same_before_and_after() -> None:
+    (site,) = sketched(model(f"{X} {{ c = Conv(x, w)  y = {BN.format('c')} }}", w=(4, 3, 1, 1), **norm(4)))[
+        0
+    ].sites
+    assert [node.name for node in site.before.nodes] == ["c", "y"]
+    assert [node.name for node in site.after.nodes] == ["c"]
+
+
 def test_inside_an_inlined_function() -> None:
     text = f"""<ir_version: 8, opset_import: ["": 17, "own": 1]>
     main (float[N,3,8,8] x) => (float[N,3,8,8] y) {{ y = own.block(x, w, scale, bias, mean, var) }}
