@@ -119,7 +119,7 @@ def test_what_an_earlier_fold_put_in_is_no_node_of_the_original() -> None:
 
 def test_the_way_is_the_one_that_was_taken() -> None:
     """Not the shortest between two nodes."""
-    text = f"""c = Conv(x, w)  a = MaxPool <kernel_shape = [1,1]> (c)  b = Sigmoid(x)  d = Conv(b, v)
+    text = """c = Conv(x, w)  a = MaxPool <kernel_shape = [1,1]> (c)  b = Sigmoid(x)  d = Conv(b, v)
                e = Concat <axis = 1> (a, d)  n = BatchNormalization(e, scale, bias, mean, var)  y = Tanh(n)"""
     (site,) = sketched(model(f"{X} {{ {text} }}", w=(2, 3, 1, 1), v=(2, 3, 1, 1), **normal(4)))[0].sites
     roles = {node.op_type: node.role for node in site.before.nodes}
