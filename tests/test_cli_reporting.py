@@ -144,6 +144,17 @@ class TestFormat:
             and f"bnfold optimize {there}" in result.stdout
         )
 
+    @pytest.mark.parametrize("form", ["junit", "markdown"])
+    @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+    def test_in_utf8_whatever_the_stream_has(self, form: str, encoding: str, there: Path) -> None:
+        there.write_bytes(named("caf\xe9").SerializeToString())
+        command = [sys.executable, "-m", "bnfold", "inspect", "model.onnx", "--format", form]
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, capture_output=True, check=True, env=environment)
+        assert "caf\xe9" in done.stdout.decode("utf-8")
+        if form == "junit":
+            assert ElementTree.fromstring(done.stdout).tag == "testsuites"
+
     def test_every_command_has_them(self, there: Path, wrong: Path, tmp_path: Path) -> None:
         np.save(tmp_path / "data.npy", np.ones((9, 3, 8, 8), np.float32))
         for command, code in (
@@ -309,6 +320,27 @@ class TestFiles:
         assert verdicts(tmp_path) == {".json": "4", ".xml": "error", ".md": "error"}
         assert json.loads(result.stdout)["message"].startswith("internal error: ZeroDivisionError: by zero;")
 
+    @pytest.mark.parametrize(
+        "flags", [["--tolerance", "x"], ["--nosuch"], ["third.onnx"], ["--json", "--format", "text"]]
+    )
+    def test_wrong_usage(self, flags: list[str], there: Path, tmp_path: Path) -> None:
+        result = run("verify", there, there, *asked(tmp_path), *flags)
+        assert result.exit_code == 2
+        assert verdicts(tmp_path) == {".json": "2", ".xml": "error", ".md": "error"}
+        told = json.loads((tmp_path / "report.json").read_text())["message"]
+        assert result.stderr == f"error: {told}\n" and "see `bnfold verify --help`" in told
+
+    def test_wrong_usage_in_other_words(self, there: Path) -> None:
+        """Paths behind an equals sign are found, those behind -- are models, and models are safe."""
+        there.rename("model.json")
+        before = Path("model.json").read_bytes()
+        wrong = ["--nosuch", "--report=a.json", "--report", "model.json", "--report", "b.txt"]
+        result = run("inspect", *wrong, "--", "--report", "c.json")
+        assert sorted(os.listdir()) == ["a.json", "model.json"]
+        assert Path("model.json").read_bytes() == before and "no report of bnfold" in result.stderr
+        assert json.loads(run("inspect", "--nosuch", "--format=json").stdout)["exit_code"] == 2
+        assert json.loads(run("inspect", "--nosuch", "--json").stdout)["exit_code"] == 2
+
     def test_killed(self, there: Path, tmp_path: Path) -> None:
         """What an earlier run has left does not pass for this one's."""
         script = (
@@ -320,8 +352,14 @@ class TestFiles:
 
     def test_only_the_first_process_reports(self, there: Path, tmp_path: Path) -> None:
         for rank in "1", "0":
-            result = run("inspect", there, *asked(tmp_path, ".json", stale=False), RANK=rank)
+            flags = asked(tmp_path, ".json", stale=False)
+            result = run("inspect", there, *flags, RANK=rank, WORLD_SIZE="2")
             assert (tmp_path / "report.json").exists() == bool(result.stdout) == (rank == "0")
+
+    def test_one_process_is_the_first_whatever_its_rank(self, there: Path, tmp_path: Path) -> None:
+        """Launchers of other programs leave a rank in the environment."""
+        result = run("inspect", there, *asked(tmp_path, ".json", stale=False), RANK="1")
+        assert result.stdout and (tmp_path / "report.json").exists()
 
 
 class TestUnwritable:
@@ -500,6 +538,18 @@ class TestGitHub:
         assert result.stdout.count("\n::error file=model.onnx,") == 3
         assert summary.startswith("## 3 models, 3 not passed")
 
+    def test_wrong_usage(self, there: Path) -> None:
+        result, summary = self.summarized("inspect", "model.onnx", "--nosuch")
+        (note,) = result.stdout.splitlines()
+        assert note.startswith("::error title=bnfold inspect%3A error::No result%0ANo such option")
+        assert result.exit_code == 2 and summary.startswith("## \u26a0\ufe0f ERROR: No result")
+
+    @pytest.mark.parametrize(("before", "gap"), [("", ""), ("a\n", ""), ("| a |", "\n"), ("\xe9", "\n")])
+    def test_begins_a_line(self, before: str, gap: str, there: Path) -> None:
+        Path("summary.md").write_text(before, encoding="utf-8")
+        _, summary = self.summarized("inspect", "model.onnx")
+        assert summary.startswith(f"{before}{gap}## ")
+
     def test_steps_append(self, there: Path) -> None:
         for _ in range(2):
             _, summary = self.summarized("inspect", "model.onnx")
@@ -516,8 +566,9 @@ class TestGitHub:
             in (result.stderr)
         )
 
-    @pytest.mark.parametrize("place", ["none/summary.md", "."])
+    @pytest.mark.parametrize("place", ["none/summary.md", ".", "pipe"])
     def test_a_summary_that_cannot_be_written(self, place: str, there: Path) -> None:
+        os.mkfifo("pipe")
         result = run("inspect", "model.onnx", "--format", "github", GITHUB_STEP_SUMMARY=place)
         assert result.exit_code == 0 and result.stderr.startswith("warning: $GITHUB_STEP_SUMMARY: ")
         assert "::notice " in result.stdout

@@ -81,7 +81,8 @@ artifacts
 testing
 pytest_plugin
 cli.failures cli.files cli.options cli.terminal
-cli.program cli.reporting
+cli.reporting
+cli.program
 cli
 __main__
 """

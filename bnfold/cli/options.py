@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-_REPORTS = (".json", ".xml", ".md", ".html")
+REPORTS = (".json", ".xml", ".md", ".html")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -109,8 +109,8 @@ class ReportPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         suffix = os.path.splitext(value)[1].lower()
-        if suffix not in _REPORTS:
-            self.fail(f"'{value}' ends with none of {', '.join(_REPORTS)}", param, ctx)
+        if suffix not in REPORTS:
+            self.fail(f"'{value}' ends with none of {', '.join(REPORTS)}", param, ctx)
         return value
 
 

@@ -16,6 +16,7 @@ import click
 import bnfold
 
 from .failures import complain
+from .reporting import Command
 from .terminal import give_up_stdout
 
 INTERRUPTED, READER_GONE = 130, 141  # as a shell reports SIGINT and SIGPIPE
@@ -23,6 +24,8 @@ INTERRUPTED, READER_GONE = 130, 141  # as a shell reports SIGINT and SIGPIPE
 
 class Program(click.Group):
     """The one place where errors become exit codes; they are also what `ctx.obj` says was asked for."""
+
+    command_class = Command
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **extra: Any) -> NoReturn:
         arguments = sys.argv[1:] if args is None else list(args)

@@ -10,9 +10,10 @@ import os
 import secrets
 import shlex
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,18 @@ import bnfold
 
 from .failures import complain, say, told
 from .files import make_ready, replace
+from .options import REPORTS
 from .terminal import is_first, page, write
 
 if TYPE_CHECKING:
     from ..render.digest import Digest
     from ..render.surroundings import Surroundings
 
-_SUFFIXES = {"json": ".json", "junit": ".xml", "markdown": ".md"}
+_SUFFIXES = {
+    "json": ".json",
+    "junit": ".xml",
+    "markdown": ".md",
+}  # in UTF-8 everywhere: XML says so of itself
 _UNWRITTEN = 2  # the exit code, if the verdict's is 0
 # No failures of the work: its reader is gone, its user has had enough, it is over.
 _PASSING = (BrokenPipeError, click.Abort, click.exceptions.Exit)
@@ -52,11 +58,10 @@ def reporting(
         fail_on: As for `render.digest`.
     """
     form, paths, as_json = how.pop("form"), how.pop("reports"), how.pop("as_json")
-    if as_json and form not in (None, "json"):
-        raise click.UsageError(f"--json is short for --format json, and --format {form} was given as well")
     _need_apart(paths, [source, *touched])
+    clash = as_json and form not in (None, "json")
     found = Reporting(
-        "json" if as_json else form or "text",
+        "text" if clash else "json" if as_json else form or "text",
         how.pop("quiet", False),
         how.pop("verbose"),
         err=err,
@@ -64,6 +69,10 @@ def reporting(
     )
     found.prepare(paths)
     try:
+        if clash:
+            raise click.UsageError(
+                f"--json is short for --format json, and --format {form} was given as well"
+            )
         yield found
     except _PASSING:
         raise
@@ -75,6 +84,37 @@ def reporting(
     click.get_current_context().exit(found.code)
 
 
+class Command(click.Command):
+    """One that reports, if it has the options for it, also of a command line that it cannot read."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if any(option.name == "reports" for option in self.params):
+                _unread(given, error)
+            raise
+
+
+def _unread(arguments: Sequence[str], error: click.UsageError) -> None:
+    """Report it as far as the arguments can be understood."""
+    forms = [*_guessed(arguments, "--format"), *(["json"] if "--json" in arguments else [])]
+    known = [form for form in forms if form in (*_SUFFIXES, "github")]
+    found = Reporting(known[-1] if known else "text", "-q" in arguments, 0, err="-" in arguments)
+    paths = _guessed(arguments, "--report")
+    found.prepare([path for path in paths if Path(path).suffix.lower() in REPORTS])
+    found.fail("", error)
+    found.finish()
+
+
+def _guessed(arguments: Sequence[str], flag: str) -> list[str]:
+    """The values of an option in arguments of which not all make sense."""
+    own = list(takewhile(lambda argument: argument != "--", arguments))
+    apart = [value for name, value in pairwise(own) if name == flag]
+    return apart + [a.removeprefix(f"{flag}=") for a in own if a.startswith(f"{flag}=")]
+
+
 class Reporting:
     """Gathers the reports of a command.
 
@@ -83,7 +123,15 @@ class Reporting:
         code: The exit code, as far as it is known.
     """
 
-    def __init__(self, form: str, quiet: bool, verbose: int, *, err: bool, fail_on: Collection[str]) -> None:
+    def __init__(
+        self,
+        form: str,
+        quiet: bool,
+        verbose: int,
+        *,
+        err: bool = False,
+        fail_on: Collection[str] = frozenset(),
+    ) -> None:
         self._form, self._quiet, self._verbose, self._err = form, quiet, verbose, err
         self._fail_on = fail_on
         self._found: list[tuple[Any, bnfold.BnfoldError | None]] = []  # reports, and what carried them
@@ -142,7 +190,7 @@ class Reporting:
     def _print(self) -> None:
         try:
             if text := self._shown():
-                write(text, err=self._err)
+                write(text, err=self._err, utf8=self._form in _SUFFIXES)
         except bnfold.OutputError as error:
             if not self.code:
                 raise
@@ -176,10 +224,15 @@ class Reporting:
         name = os.environ.get("GITHUB_STEP_SUMMARY")
         if not name:
             return
-        with open(name, "ab") as file:
-            room = min(LIMIT, 2 * LIMIT - file.tell())
-            content = markdown(self._digests, self._surroundings, room).encode("utf-8", "backslashreplace")
-            if len(content) > room:
+        if os.path.exists(name) and not os.path.isfile(name):
+            raise OSError(0, "there is something that is no file")
+        with open(name, "a+b") as file:
+            file.seek(max(file.tell() - 1, 0))  # a line that has not ended would take up the first one
+            gap = b"" if file.read(1) in (b"", b"\n") else b"\n"
+            room = min(LIMIT, 2 * LIMIT - file.tell() - len(gap))
+            told = markdown(self._digests, self._surroundings, room)
+            content = gap + told.encode("utf-8", "backslashreplace")
+            if len(content) > room + len(gap):
                 raise OSError(0, "the summary of this step is full")
             file.write(content)
 

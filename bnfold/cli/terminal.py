@@ -88,7 +88,7 @@ def count_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
 
 def is_first() -> bool:
     """Whether this is the one that speaks, of processes that `torchrun` started."""
-    return os.environ.get("RANK", "0") == "0"
+    return is_alone() or os.environ.get("RANK", "0") == "0"
 
 
 def is_alone() -> bool:
@@ -105,12 +105,19 @@ def page(verbose: int = 0, *, err: bool = False) -> Page:
     return Page(shutil.get_terminal_size().columns, color, verbose > 0)
 
 
-def write(text: str, *, err: bool = False) -> None:
-    """Write a report; names that the stream has no characters for are spelled out."""
+def write(text: str, *, err: bool = False, utf8: bool = False) -> None:
+    """Write a report.
+
+    Args:
+        text: Names in it that the stream has no characters for are spelled out.
+        err: To the standard error.
+        utf8: In this encoding, whatever the stream has.
+    """
     stream = sys.stderr if err else sys.stdout
-    encoding = stream.encoding or "utf-8"
+    encoding = "utf-8" if utf8 else stream.encoding or "utf-8"
+    content = text.encode(encoding, "backslashreplace")
     try:
-        click.echo(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, color=True)
+        click.echo(content if utf8 else content.decode(encoding), file=stream, color=True)
     except BrokenPipeError:
         raise
     except OSError as error:
