@@ -190,7 +190,7 @@ class TestRuns:
         assert done.exit_code == 0, done.log
         assert done.outputs["verdict"] == "pass"
         report = Path(done.outputs["report"])
-        assert report == runner.temporary / "bnfold-report" / "report.html"
+        assert report.parent.parent == runner.temporary and report.name == "report.html"
         assert "<html" in report.read_text(encoding="utf-8")
         assert json.loads(report.with_suffix(".json").read_text(encoding="utf-8"))["verdict"] == "pass"
         assert ElementTree.parse(report.with_suffix(".xml")).getroot().tag == "testsuites"
@@ -216,6 +216,28 @@ class TestRuns:
         assert len(done.annotations) == 1
         stored = Path(done.outputs["report"]).with_suffix(".json").read_text(encoding="utf-8")
         assert json.loads(stored)["seed"] == 3
+
+    @pytest.mark.parametrize(
+        ("candidate", "code", "verdict"),
+        [("model.onnx", 2, "pass"), ("other.onnx", 1, "fail"), ("absent.onnx", 2, "error")],
+    )
+    def test_a_report_that_cannot_be_written(
+        self, runner: Runner, candidate: str, code: int, verdict: str
+    ) -> None:
+        done = runner.use(
+            command="verify", reference="model.onnx", candidate=candidate, report="model.onnx/below"
+        )
+        assert (done.exit_code, done.outputs) == (code, {"verdict": verdict, "report": ""}), done.log
+        assert "cannot be written" in done.log
+
+    def test_each_use_has_a_report_of_its_own(self, runner: Runner) -> None:
+        first = runner.use(command="verify", reference="model.onnx", candidate="model.onnx")
+        second = runner.use(command="inspect", models="kept/a.onnx", args="--json\n--format\njson")
+        assert (first.exit_code, second.exit_code) == (0, 2)
+        third = runner.use(command="inspect", models="kept/a.onnx", args="--format\njson")
+        assert third.exit_code == 0 and len(third.annotations) == 1
+        assert "bnfold verify" in Path(first.outputs["report"]).read_text(encoding="utf-8")
+        assert "bnfold inspect" in Path(third.outputs["report"]).read_text(encoding="utf-8")
 
     def test_inspect(self, runner: Runner) -> None:
         done = runner.use(command="inspect", models="kept/**/*.onnx\n\n", report="out put")
@@ -244,9 +266,9 @@ class TestRuns:
         assert (done.exit_code, done.outputs["verdict"]) == (2, "error"), done.log
         assert [a.startswith("::error title=bnfold") for a in done.annotations] == [True] * 3
         with_usage = runner.use(command="inspect", models="model.onnx", args="--##[error]")
-        assert with_usage.annotations == []
-        assert with_usage.outputs["report"] == "", "that of an earlier use"
-        assert "--##[error]" in with_usage.log
+        (annotation,) = with_usage.annotations
+        assert annotation.startswith("::error title=bnfold") and "--##[error]" in annotation
+        assert "No such option" in with_usage.summary
 
     @pytest.mark.parametrize(
         ("given", "why"),
