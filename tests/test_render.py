@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -92,7 +93,7 @@ class TestOptimized:
     def test_the_same_bits(self) -> None:
         same = verification(algebra=AlgebraReport(Verdict.PASS, (), (check("a", 0.0, error=0.0),), 16))
         text = flat(optimized(report(decision("bn"), verification=same), Page()))
-        assert "Verified: 1 tensor of both models are the same in float64, to the last bit." in text
+        assert "Verified: 1 tensor of both models is the same in float64, to the last bit." in text
 
     def test_all_that_was_verified(self) -> None:
         whole = verification(
@@ -134,7 +135,7 @@ model.onnx: 2 of 3 BatchNormalizations folded
   Mul, Add, ... by a constant       4      3
   all                              90     80
 
-Folded: 1 pulled backward into 1 Conv, 1 pushed forward into 1 Conv; 1 Add stay
+Folded: 1 pulled backward into 1 Conv, 1 pushed forward into 1 Conv; 1 Add stays
 behind.
 
 Stays, and why:
@@ -285,7 +286,7 @@ class TestCompared:
         text = compared(verification(verdict=Verdict.UNDECIDED, algebra=algebra, message="none"), Page())
         assert text.startswith("UNDECIDED: other.onnx could not be compared with model.onnx")
         assert "'y' itself was not compared: no\\x1b such" in flat(text)
-        assert "Next: feed it what it is made for, with --inputs and --shape NAME=SIZE." in flat(text)
+        assert "Next: if its inputs are at fault, feed it what it is made for, with --inputs" in flat(text)
 
     def test_all_that_may_be_remarked(self) -> None:
         moved = check("c", problem="it holds what the reference calls 'n'")
@@ -310,6 +311,13 @@ class TestCompared:
         text = compared(verification(algebra=AlgebraReport(Verdict.PASS, outputs)), Page())
         assert text.index("y19") < text.index("y18")  # the worst first
         assert "and 8 outputs more" in text and len(text.splitlines()) <= SCREEN
+
+    @pytest.mark.parametrize("width", range(20, 90))
+    def test_figures_in_ulp_go_together(self, width: int) -> None:
+        """Without the head of the first, "max" would be that of something else."""
+        lines = compared(verification(check("a")), Page(width)).splitlines()
+        (head,) = (line for line in lines if line.startswith("  output "))
+        assert ("ulp p50" in head) == bool(re.search("max(?! abs| rel)", head))
 
     @pytest.mark.parametrize("width", [40, 60, 80, 200])
     def test_fits(self, width: int) -> None:

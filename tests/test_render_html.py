@@ -34,6 +34,7 @@ from reports import (
 
 import bnfold
 from bnfold import (
+    AlgebraReport,
     Certificate,
     Counts,
     Difference,
@@ -42,6 +43,7 @@ from bnfold import (
     Method,
     ModuleCheck,
     Outcome,
+    OutputCheck,
     Reason,
     RuntimeCheck,
     RuntimeReport,
@@ -241,8 +243,74 @@ class TestWhatItSays:
         assert "Not known" in tree.text
         assert not any("pass" in (a.get("class") or "").split() for _, a in tree.elements)
 
+    def test_a_recalibration_is_another_function(self) -> None:
+        text = Tree(page_of("optimize")).text
+        assert "the same function as the recalibrated model" in text and "Measure the accuracy of" in text
+        assert "it computes the same function" not in text and "the original's own" not in text
+        unchecked = Tree(page(replace(whole(), verification=None))).text
+        assert (
+            "bnfold verify" not in unchecked
+            and "only that compares it with the recalibrated model" in unchecked
+        )
+
+    def test_a_recalibration_that_fails_gives_its_reason(self) -> None:
+        error = bnfold.NotCalibrated(
+            "m.onnx: 3 samples are fewer than the 9 asked for", REPORTS["recalibrate"]
+        )
+        told = digest(REPORTS["recalibrate"], error=error)
+        text = Tree(html([told], HERE)).text
+        assert "No: m.onnx: 3 samples are fewer than the 9 asked for." in text
+        assert "not recalibrated; nothing was written" in text and "What would have changed?" in text
+        assert "same in every pass" not in text
+
+    def test_one_pass_is_not_exact(self) -> None:
+        tree = Tree(page_of("one pass"))
+        assert "Not exact" in tree.text
+        assert not any("pass" in (a.get("class") or "").split() for _, a in tree.elements)
+
+    def test_what_was_not_written_has_not_changed(self) -> None:
+        unknown = verification(verdict=Verdict.UNDECIDED, message="no output could be compared")
+        for undone in (replace(whole(), target=None), replace(whole(), verification=unknown)):
+            text = Tree(page(undone)).text
+            assert "What would have changed?" in text and "What changed?" not in text
+
+    def test_an_output_that_is_called_otherwise_decides(self) -> None:
+        lost = OutputCheck("early", None, missing="the candidate has no output of this name", decided=False)
+        found = verification(
+            check("a"), verdict=Verdict.FAIL, differences=(Difference("output", "early", "other"),)
+        )
+        found = replace(found, algebra=replace(found.algebra, outputs=(*found.algebra.outputs, lost)))
+        text = Tree(page(found)).text
+        assert "'early' was not compared: the candidate has no output of this name" in text
+        assert "decides nothing." not in text and "Give the candidate the inputs and outputs" in text
+
+    def test_every_question_has_an_answer(self) -> None:
+        empty = verification(
+            verdict=Verdict.UNDECIDED, message="none", algebra=AlgebraReport(Verdict.UNDECIDED, ())
+        )
+        assert "Not known: no tensor was compared." in Tree(page(empty)).text
+        assert "</dt></div>" not in page(empty)
+
+    def test_a_certificate_that_is_not_there_is_told(self) -> None:
+        lost = replace(
+            measured("a", 1.0), certificate=Certificate(Verdict.UNDECIDED, message="not available")
+        )
+        assert "recomputed beside that: not available." in Tree(page(lost)).text
+
+    def test_of_a_merged_run_only_what_is_left_stays(self) -> None:
+        merged = decision(
+            "bn",
+            Outcome.MERGED,
+            op_types=("BatchNormalization", "BatchNormalization", "Mul"),
+            left=("BatchNormalization",),
+            reason=Reason.NOT_LINEAR,
+        )
+        text = Tree(page(report(merged))).text
+        assert f"1 BatchNormalization (BNF301): {Reason.NOT_LINEAR.sentence}" in text
+        assert f"1 BatchNormalization, BNF301: {Reason.NOT_LINEAR.sentence}" in text
+
     def test_what_a_merge_leaves_has_its_reason(self) -> None:
-        merged = decision("bn", Outcome.MERGED, reason=Reason.NOT_LINEAR, detail="Softmax after it")
+        merged = decision("bn", Outcome.MERGED, left=("BatchNormalization",), reason=Reason.NOT_LINEAR)
         assert Reason.NOT_LINEAR.remedy in Tree(page(report(merged))).text
 
     def test_several_models_have_a_table_of_contents(self) -> None:

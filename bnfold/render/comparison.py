@@ -52,20 +52,22 @@ def sentence(report: VerifyReport) -> str:
     return f"{called(report.candidate)} {_VERDICTS[report.verdict]} {called(report.reference)}"
 
 
-def proof(report: VerifyReport) -> str:
-    """What a comparison that passed has compared, in a sentence or two."""
+def proof(report: VerifyReport, whose: str = "the original's") -> str:
+    """What a comparison that passed has compared, in a sentence or two; `whose` noise counts."""
     algebra = report.algebra
     checks = algebra.checks
     compared = many(len(checks), "tensor")
     if not any(check.error for check in checks):
-        text = f"{compared} of both models are the same in float64, to the last bit."
+        are = "is" if len(checks) == 1 else "are"
+        text = f"{compared} of both models {are} the same in float64, to the last bit."
     else:
         worst = max(check.ratio for check in checks)
         accepted = f"{report.tolerance:g} is accepted"
         if worst > report.tolerance:
             accepted += "; more, where correct roundings add up and each stretch alone is within it"
         text = (
-            f"{compared} of both models differ in float64 by {worst:.2g} times the original's own rounding "
+            f"{compared} of both models {'differs' if len(checks) == 1 else 'differ'} in float64 by "
+            f"{worst:.2g} times {whose} own rounding "
             f"noise at most ({accepted})."
         )
     certificate = report.certificate
@@ -86,7 +88,7 @@ def _outputs(algebra: AlgebraReport, page: Page) -> Iterator[str]:
     rows += [_row(output) for output in worst_first[:_OUTPUTS]]
     if len(rows) > 1:
         yield ""
-        yield from table(rows, "<" + ">" * 9, page, spare=(5, 8, 4, 3, 9, 7, 6))
+        yield from table(rows, "<" + ">" * 9, page, spare=((5,), (8,), (3,), (9,), (7,), (4, 6)))
     if len(worst_first) > _OUTPUTS:
         yield f"  and {many(len(worst_first) - _OUTPUTS, 'output')} more"
     for output in algebra.outputs:
@@ -126,7 +128,7 @@ def _float64(report: VerifyReport, page: Page) -> Iterator[str]:
     yield from page.prose(f"{text} ({report.tolerance:g} is accepted; {fed}).", hang=2)
     if failing:
         rows = [("tensor", "ratio", "where"), *map(_beyond, failing[:_FAILING])]
-        yield from table(rows, "<><", page, spare=(2,))
+        yield from table(rows, "<><", page, spare=((2,),))
     if len(failing) > _FAILING:
         yield from page.prose(f"and {len(failing) - _FAILING} more; -v lists all.", 2)
     moved = [check for check in checks if check.passed and check.problem]
@@ -138,7 +140,7 @@ def _float64(report: VerifyReport, page: Page) -> Iterator[str]:
     if page.verbose:
         yield ""
         yield from page.prose("Every tensor, in order of computation:")
-        yield from table([("tensor", "node", "ratio"), *_each(checks)], "<<>", page, spare=(1,))
+        yield from table([("tensor", "node", "ratio"), *_each(checks)], "<<>", page, spare=((1,),))
 
 
 def _beyond(check: TensorCheck) -> tuple[str, str, str]:
@@ -166,6 +168,13 @@ def _runtime(runtime: RuntimeReport, page: Page) -> Iterator[str]:
         yield from page.prose(f"- {printable(finding)}", 2, 2)
 
 
+def interface(report: VerifyReport) -> bool:
+    """Whether the two differ in what goes in or comes out, beyond what any tensor shows."""
+    algebra = report.algebra
+    lacking = any(o.check is None and not o.decided for o in algebra.outputs)
+    return lacking and any(d.what in ("input", "output", "inputs", "outputs") for d in report.differences)
+
+
 def unlike(d: Difference) -> str:
     """What one says of itself, and what the other."""
     return printable(f"{d.what}: {d.reference}; the candidate has {d.candidate}")
@@ -181,8 +190,13 @@ def certified(certificate: Certificate) -> str:
 def advice(report: VerifyReport) -> str:
     """What to do about a verdict that is no pass."""
     if report.verdict is Verdict.UNDECIDED:
-        return "feed it what it is made for, with --inputs and --shape NAME=SIZE."
+        return (
+            "if its inputs are at fault, feed it what it is made for, with --inputs and --shape NAME=SIZE; "
+            "if an operator is not known here, compare both in the runtime that knows it."
+        )
     culprit = report.culprit
+    if culprit is None and interface(report):
+        return "give the candidate the inputs and outputs of the reference, under the same names and types."
     if culprit is None:
         return "run both with the same input in the runtime that you deploy to."
     if any(output.check is culprit for output in report.algebra.outputs):

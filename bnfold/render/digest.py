@@ -21,6 +21,7 @@ from ..report import (
     FoldReport,
     InspectReport,
     OptimizeReport,
+    Outcome,
     Reason,
     Report,
 )
@@ -29,7 +30,14 @@ from .cases import Case, Status, comparison, layers, module_outputs, sites, wors
 from .comparison import advice, certified, proof, sentence
 from .page import Page, called, many, printable
 from .recalibration import settled
-from .text import against_module, export_headline, headline, summary
+from .text import (
+    against_module,
+    export_headline,
+    folded_proof,
+    optimize_headline,
+    staying,
+    summary,
+)
 
 __all__ = ["Case", "Digest", "Status", "basis", "digest"]
 
@@ -66,6 +74,16 @@ class Digest:
     cases: tuple[Case, ...]
     next: tuple[str, ...]
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether the verdict rests on something; what nobody compared, as asked, passes all the same."""
+        return self.message != _NOT_VERIFIED
+
+    @property
+    def verdict(self) -> str:
+        """The status in words that claim no more than was shown."""
+        return self.status.value if self.is_shown else "not verified"
+
 
 def digest(
     report: Report,
@@ -100,6 +118,8 @@ def digest(
     if error is not None:
         status, message = _EXIT.get(error.exit_code, Status.ERROR), str(error)
         found = replace(found, status=status, message=message, next=_after(report, status))
+        if isinstance(report, RecalibrateReport):
+            found = replace(found, headline=_recalibrated_headline(report, status))
     verdict = Case(f"verdict of {found.command}" if found.command else "verdict", found.status, _why(found))
     return replace(found, cases=(verdict, *worst_first(found.cases)))
 
@@ -112,14 +132,16 @@ def basis(report: Report) -> str:
     check = getattr(report, "module", None)
     parts = [against_module(check)] if check is not None and check.verdict is Verdict.PASS else []
     if verification is not None and verification.verdict is Verdict.PASS:
-        parts.append(proof(verification))
+        told = isinstance(report, OptimizeReport) and folded_proof(report, verification)
+        parts.append(told or proof(verification))
     return " ".join(parts)
 
 
 def _why(found: Digest) -> str:
     if found.status is not Status.PASS:
         return found.message
-    return ". ".join(filter(None, (found.headline, basis(found.report))))
+    told = "" if found.is_shown else f"Not verified: {found.message}"
+    return ". ".join(filter(None, (found.headline, told, basis(found.report))))
 
 
 def _optimized(report: OptimizeReport) -> Digest:
@@ -135,7 +157,7 @@ def _optimized(report: OptimizeReport) -> Digest:
         "optimize",
         source,
         status,
-        _not_written(source, status) or headline(report.source, report.fold),
+        _not_written(source, status) or optimize_headline(report),
         message,
         (
             *_fold_figures(report.fold),
@@ -243,12 +265,19 @@ def _recalibrated(report: RecalibrateReport) -> Digest:
         "recalibrate",
         source,
         status,
-        f"{source}: {many(len(report.layers), 'BatchNormalization')} recalibrated",
+        _recalibrated_headline(report, status),
         message,
         tuple(_recalibration_figures(report)),
         tuple(layers(report)),
         _after(report, status),
     )
+
+
+def _recalibrated_headline(report: RecalibrateReport, status: Status) -> str:
+    source = called(report.source, "standard input")
+    if status is not Status.PASS:
+        return f"{source}: not recalibrated; nothing was written"
+    return f"{source}: {many(len(report.layers), 'BatchNormalization')} recalibrated"
 
 
 def _failed(report: FailureReport) -> Digest:
@@ -375,6 +404,7 @@ def _after(report: Report, status: Status) -> tuple[str, ...]:
 def _after_fold(report: OptimizeReport | ExportReport, status: Status) -> Iterator[str]:
     unchecked = report.module is None if isinstance(report, ExportReport) else report.verification is None
     modified = isinstance(report, ExportReport) or report.fold.modified
+    moved = isinstance(report, OptimizeReport) and report.recalibration is not None
     if status is Status.UNDECIDED:
         yield (
             f"Keep {called(report.source, 'the original')}: it was not replaced. --verify none writes the "
@@ -387,10 +417,20 @@ def _after_fold(report: OptimizeReport | ExportReport, status: Status) -> Iterat
             f"Keep {called(report.source, 'the original')}: nothing was written. Please report this as a bug "
             "of bnfold, with the model if you can."
         )
+    elif not modified and not moved:
+        if report.target is None:
+            yield "Nothing to write: there is nothing to fold."
+        else:
+            yield f"Deploy {called(report.target, 'what was written')} or the original: they are the same."
     elif report.target is None:
         yield "Run it again without --dry-run to write the result."
-    elif not modified:
-        yield f"Deploy {called(report.target, 'what was written')} or the original: they are the same."
+    elif moved:
+        if unchecked and modified:
+            yield "Run it again without --verify none: only that compares it with the recalibrated model."
+        yield (
+            f"Measure the accuracy of {called(report.target, 'what was written')} on data that it was not "
+            "recalibrated on: it is another function than the original, as asked."
+        )
     elif unchecked and isinstance(report, OptimizeReport):
         yield f"Compare before you deploy: {_command('verify', report.source, report.target)}."
     elif unchecked:
@@ -402,7 +442,7 @@ def _after_fold(report: OptimizeReport | ExportReport, status: Status) -> Iterat
 
 
 def _after_look(report: InspectReport) -> Iterator[str]:
-    if report.foldable:
+    if report.foldable or any(d.outcome is not Outcome.KEPT for d in report.fold.decisions):
         yield f"Fold: {_command('optimize', report.source)}."
     elif not report.batchnorms:
         yield "Nothing to do: there is no BatchNormalization."
@@ -414,9 +454,10 @@ def _after_look(report: InspectReport) -> Iterator[str]:
 def _about_kept(fold: FoldReport) -> Iterator[str]:
     """What could be done about those that stay, the most frequent reason first."""
     kept: dict[Reason, int] = {}
-    for d in fold.kept:
-        if d.batchnorms and d.reason is not None:
-            kept[d.reason] = kept.get(d.reason, 0) + d.batchnorms
+    for d in fold.decisions:
+        number = staying(d).count("BatchNormalization")
+        if number and d.reason is not None:
+            kept[d.reason] = kept.get(d.reason, 0) + number
     for reason, number in sorted(kept.items(), key=lambda item: -item[1]):
         if not reason.remedy.startswith("Nothing to do"):
             yield f"{many(number, 'BatchNormalization')} may fold otherwise ({reason}): {reason.remedy}"
@@ -424,7 +465,10 @@ def _about_kept(fold: FoldReport) -> Iterator[str]:
 
 def _after_recalibration(report: RecalibrateReport, status: Status) -> Iterator[str]:
     if status is not Status.PASS:
-        yield "Nothing was written: use more samples, or samples that are the same in every pass."
+        if report.is_exact:
+            yield "Give more samples, or ask for less certainty."
+        else:
+            yield "Give samples that are the same in every pass."
     elif report.target is None:
         yield "Run it again without --dry-run to write the result."
     else:
@@ -435,5 +479,7 @@ def _after_recalibration(report: RecalibrateReport, status: Status) -> Iterator[
 
 
 def _command(*words: str) -> str:
-    """A command line to copy."""
+    """A command line to copy; where a name looks like an option, it is said that none follows."""
+    if any(word.startswith("-") for word in words[1:]):
+        words = (words[0], "--", *words[1:])
     return f"`{printable(shlex.join(['bnfold', *words]))}`"

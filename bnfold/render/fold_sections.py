@@ -14,7 +14,7 @@ from .blocks import Block, Folded, Pair, Picture, Prose, Section, table
 from .drawing import drawing
 from .figures import MOST_POINTS, ranges
 from .page import many
-from .text import WAYS, by_reason, fate, place, ways
+from .text import WAYS, by_reason, fate, place, staying, ways
 
 MOST_DRAWINGS = 150  # of all, half of them before and half after
 _MOST_OTHERS = 500
@@ -163,13 +163,13 @@ def _pair(d: Decision, site: FoldedSite) -> Pair:
 def stays(fold: FoldReport) -> Section | None:
     """What is kept, grouped by reason."""
     kept = [d for d in fold.decisions if d.reason is not None]
-    norms = by_reason(d for d in kept if d.batchnorms)
-    others = by_reason(d for d in kept if not d.batchnorms)
+    norms = by_reason(d for d in kept if "BatchNormalization" in staying(d))
+    others = by_reason(d for d in kept if "BatchNormalization" not in staying(d))
     blocks: list[Block] = []
     if not norms and fold.before.batchnorms:
         blocks.append(Prose("No BatchNormalization stays."))
     for reason, group in norms:
-        number = sum(d.batchnorms for d in group)
+        number = sum(staying(d).count("BatchNormalization") for d in group)
         blocks.append(
             Prose(f"{many(number, 'BatchNormalization')}, {reason}: {reason.sentence}", strong=True)
         )
@@ -181,7 +181,7 @@ def stays(fold: FoldReport) -> Section | None:
     if others:
         runs = [(reason, d) for reason, group in others for d in group]
         told_runs = [
-            (place(d), ", ".join(d.op_types), f"{reason}: {reason.sentence}", d.detail) for reason, d in runs
+            (place(d), ", ".join(staying(d)), f"{reason}: {reason.sentence}", d.detail) for reason, d in runs
         ]
         head = ("node", "operators", "reason", "in particular")
         told = f"Other multiplications and additions by a constant that stay: {len(runs):,}"
@@ -193,7 +193,7 @@ def stays(fold: FoldReport) -> Section | None:
 def _stayer(d: Decision) -> tuple[str, str, str]:
     return (
         place(d),
-        ", ".join(f"{n} {op}" if n > 1 else op for op, n in Counter(d.op_types).items()),
+        ", ".join(f"{n} {op}" if n > 1 else op for op, n in Counter(staying(d)).items()),
         d.detail,
     )
 

@@ -70,7 +70,7 @@ def many(number: int, noun: str) -> str:
 
 
 def table(
-    rows: Sequence[Sequence[str]], aligned: str, page: Page, spare: Sequence[int] = ()
+    rows: Sequence[Sequence[str]], aligned: str, page: Page, spare: Sequence[tuple[int, ...]] = ()
 ) -> Iterator[str]:
     """Columns; on a narrow page the first gives way, in the middle of its names.
 
@@ -78,7 +78,7 @@ def table(
         rows: The cells; the head comes first.
         aligned: "<" or ">" per column.
         page: Where it goes.
-        spare: Columns that go, one by one, while there is no room for twelve characters in the first.
+        spare: Columns that go, group by group, while there is no room for twelve characters in the first.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     shown = list(range(len(aligned)))
@@ -86,9 +86,9 @@ def table(
     def room() -> int:
         return page.width - sum(widths[i] + 2 for i in shown[1:]) - 2
 
-    for column in spare:
+    for group in spare:
         if room() < min(12, widths[0]):
-            shown.remove(column)
+            shown = [column for column in shown if column not in group]
     widths[0] = min(widths[0], max(room(), 12))
     for row in rows:
         cells = (f"{_shortened(row[i], widths[i]):{aligned[i]}{widths[i]}}" for i in shown)

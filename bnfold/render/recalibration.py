@@ -38,7 +38,8 @@ def settled(report: RecalibrateReport, page: Page) -> Iterator[str]:
     processes = f", in {report.processes} processes" if report.processes > 1 else ""
     levels = f"; {many(report.levels, 'level')}" if report.method is not Method.ONEPASS else ""
     how = _HOW[report.method]
-    yield from page.prose(f"Recalibrated on {report.samples:,} samples {how}{levels}{processes}.")
+    samples = f"{report.samples:,} sample{'' if report.samples == 1 else 's'}"
+    yield from page.prose(f"Recalibrated on {samples} {how}{levels}{processes}.")
     yield from _certified(report, page)
     worst = max(report.layers, key=_error)
     if math.isinf(_error(worst)):
@@ -65,6 +66,9 @@ def _certified(report: RecalibrateReport, page: Page) -> Iterator[str]:
     if report.method is Method.ONEPASS:
         yield from page.prose(f"In the finished model, {figures}: --method exact has no such error.")
         return
+    if not report.is_exact:
+        yield from page.prose(f"In the finished model, {figures}: more than rounding explains.")
+        return
     first, *rest = page.prose(f"Verified: in the finished model, {figures}, as rounding explains.")
     yield first.replace("Verified", page.paint("Verified", Ink.GOOD), 1)
     yield from rest
@@ -75,7 +79,7 @@ def _moved(report: RecalibrateReport, page: Page) -> Iterator[str]:
     by_change = sorted(report.layers, key=lambda layer: layer.output_drift, reverse=True)
     shown = by_change if page.verbose else by_change[:_SCREENFUL]
     yield from page.prose("How far each moved, the most changed output first:")
-    yield from table([_HEAD, *map(_row, shown)], "<>>>>>>", page, spare=(2, 1, 6))
+    yield from table([_HEAD, *map(_row, shown)], "<>>>>>>", page, spare=((2,), (1,), (6,)))
     if len(shown) < len(by_change):
         yield from page.prose(f"  ... and {len(by_change) - len(shown)} that changed less; -v lists all.")
 

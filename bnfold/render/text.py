@@ -62,7 +62,7 @@ def told(report: Report, page: Page) -> str:
 
 def optimized(report: OptimizeReport, page: Page) -> str:
     """What `optimize` did: how much was folded, what stays and why, whether it was checked, where it is."""
-    lines = [page.paint(line, Ink.BOLD) for line in page.prose(headline(report.source, report.fold))]
+    lines = [page.paint(line, Ink.BOLD) for line in page.prose(optimize_headline(report))]
     if report.recalibration is not None:
         lines += ["", *settled(report.recalibration, page)]
     lines += _folded(report.fold, page)
@@ -138,6 +138,13 @@ def export_headline(report: ExportReport) -> str:
     return f"{called(report.source)}: exported; nothing was folded, as asked; it has {has}"
 
 
+def optimize_headline(report: OptimizeReport) -> str:
+    told = headline(report.source, report.fold)
+    if report.recalibration is None:
+        return told
+    return f"{told}; {many(len(report.recalibration.layers), 'BatchNormalization')} recalibrated before that"
+
+
 def headline(origin: str, fold: FoldReport) -> str:
     source = called(origin, "standard input")
     total = fold.before.batchnorms
@@ -184,7 +191,13 @@ def ways(decisions: Sequence[Decision]) -> str:
         f"{gone[outcome]} {way}{_into(decisions, outcome)}" for outcome, way in WAYS.items() if gone[outcome]
     )
     remains = " and ".join(f"{number} {op}" for op, number in left.items())
-    return f"Folded: {text}" + (f"; {remains} stay behind." if remains else ".")
+    stay = "stays" if left.total() == 1 else "stay"
+    return f"Folded: {text}" + (f"; {remains} {stay} behind." if remains else ".")
+
+
+def staying(d: Decision) -> tuple[str, ...]:
+    """The operators of a run that are still there afterwards."""
+    return d.op_types if d.outcome is Outcome.KEPT else d.left
 
 
 def _stays(decisions: Sequence[Decision], page: Page) -> Iterator[str]:
@@ -234,11 +247,19 @@ def _each(decisions: Iterable[Decision], page: Page) -> Iterator[str]:
 
 def _proof(report: OptimizeReport, page: Page) -> list[str]:
     if not report.fold.modified:
-        return page.prose("Not verified: nothing was changed, so there is nothing to compare.")
+        what = "nothing was changed" if report.recalibration is None else "nothing was folded"
+        return page.prose(f"Not verified: {what}, so there is nothing to compare.")
     if report.verification is None:
         return page.prose("Not verified, as asked.")
-    first, *rest = page.prose("Verified: " + proof(report.verification))
+    first, *rest = page.prose("Verified: " + folded_proof(report, report.verification))
     return [first.replace("Verified", page.paint("Verified", Ink.GOOD), 1), *rest]
+
+
+def folded_proof(report: OptimizeReport, verification: VerifyReport) -> str:
+    """What the fold was compared with: where the model was recalibrated before, with that."""
+    if report.recalibration is None:
+        return proof(verification)
+    return f"against the recalibrated model, {proof(verification, 'its')}"
 
 
 def _module_proof(report: ExportReport, page: Page) -> Iterator[str]:
@@ -271,7 +292,8 @@ def _whereabouts(report: OptimizeReport) -> str:
     if report.target is None:
         return "Nothing was written: this was a dry run."
     target = called(report.target, "standard output")
-    return f"Written to {target}" + ("." if report.fold.modified else ": a copy of the original.")
+    same = not report.fold.modified and report.recalibration is None
+    return f"Written to {target}" + (": a copy of the original." if same else ".")
 
 
 # inspect
@@ -312,7 +334,7 @@ def _listed(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
     for b in found:
         sizes = ("?" if n is None else str(n) for n in (b.channels, b.parameters, b.trained))
         rows.append((_row_name(b), *sizes, _statistics(b), fate(b.decision)))
-    yield from table(rows, "<>>><<", page, spare=(2, 3, 1, 4))
+    yield from table(rows, "<>>><<", page, spare=((2,), (3,), (1,), (4,)))
 
 
 def _grouped(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
@@ -326,7 +348,7 @@ def _grouped(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
         sizes = sorted({b.channels for b in group if b.channels is not None})
         span = "?" if not sizes else f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"
         rows.append((_row_name(group[0]), str(len(group)), span, kind, outcome))
-    yield from table(rows, "<>><<", page, spare=(2, 3))
+    yield from table(rows, "<>><<", page, spare=((2,), (3,)))
     yield ""
     yield "-v lists each of them."
 
