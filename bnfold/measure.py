@@ -259,6 +259,7 @@ def beyond(limit: Limit, value: Array, reference: Array) -> int:
         return int(np.count_nonzero(gap > limit.atol + limit.rtol * np.abs(reference)))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # sums that are out of range say so themselves
 def _about_mean(rows: F64, squared: F64) -> F64:
     """Sums of squares of [N, C, S] about the mean of each c, from those about 0."""
     means = rows.mean(axis=(0, 2)) if rows.size else np.zeros(rows.shape[1])

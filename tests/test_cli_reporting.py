@@ -362,6 +362,27 @@ class TestFiles:
         assert result.stdout and (tmp_path / "report.json").exists()
 
 
+class TestUnverified:
+    """It is written as asked, and no verdict stands on it."""
+
+    def test_nothing_says_pass(self, there: Path, tmp_path: Path) -> None:
+        flags = ["--no-verify", "--format", "github", *asked(tmp_path, ".md", ".xml")]
+        result = run("optimize", "model.onnx", *flags, GITHUB_STEP_SUMMARY="s.md")
+        assert result.exit_code == 0
+        note = result.stdout.splitlines()[-1]
+        assert note.startswith("::warning file=model.onnx,title=bnfold optimize%3A not verified::")
+        text = Path("report.md").read_text(encoding="utf-8")
+        assert "\n## \u26a0\ufe0f NOT VERIFIED: model.onnx" in text and "PASS" not in text
+        verdict = ElementTree.parse("report.xml").find("testsuite/testcase/system-out")
+        assert verdict is not None and "Not verified: the result was not compared" in str(verdict.text)
+
+    def test_commands_for_names_that_look_like_options(self, there: Path) -> None:
+        there.rename("-v.onnx")
+        advised = run("optimize", "--no-verify", "--format", "markdown", "--", "-v.onnx").stdout
+        assert "`bnfold verify -- -v.onnx -v.folded.onnx`" in advised
+        assert run("verify", "--", "-v.onnx", "-v.folded.onnx").exit_code == 0
+
+
 class TestUnwritable:
     """Neither the verdict nor the model is lost."""
 
@@ -395,6 +416,20 @@ class TestUnwritable:
             f"warning: {tmp_path}/report.html: the report cannot be written: it needs {guest}, which does "
             "not work here: ImportError: too old\n"
         )
+
+    def test_with_the_backend_of_a_notebook(self, there: Path, tmp_path: Path) -> None:
+        done = spawn("inspect", there, *asked(tmp_path, ".html"), MPLBACKEND="nosuch")
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert "it needs matplotlib, which does not work here: ValueError: " in done.stderr
+        assert done.stderr.endswith("; try again without MPLBACKEND in the environment\n")
+
+    def test_without_a_home(self, there: Path, tmp_path: Path) -> None:
+        """matplotlib would like one."""
+        (tmp_path / "home").touch()
+        home = str(tmp_path / "home")
+        nowhere = {"HOME": home, "XDG_CACHE_HOME": home, "XDG_CONFIG_HOME": home, "MPLCONFIGDIR": ""}
+        done = spawn("inspect", there, *asked(tmp_path, ".html"), before=None, **nowhere)
+        assert (done.returncode, done.stderr) == (0, "")
 
     @pytest.mark.skipif(not os.getuid() and not which("capsh"), reason="root may write everywhere")
     def test_a_stale_report_in_a_folder_that_is_closed(

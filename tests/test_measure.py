@@ -72,6 +72,12 @@ class TestExactly:
         assert exactly(far, values, one) > 4
 
 
+def test_squares_out_of_range() -> None:
+    """They are infinite or NaN, and nothing is said about it."""
+    sums = squares(np.full((2, 3, 4096), 1e200))
+    assert all(not np.isfinite(each).any() for each in sums.values())
+
+
 def test_squares_along_every_measured_axis() -> None:
     values = RNG.standard_normal((2, 3, 4, 5))
     sums = squares(values)

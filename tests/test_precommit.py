@@ -62,6 +62,12 @@ def test_what_could_be_folded_fails() -> None:
 
 
 @pytest.mark.usefixtures("repository")
+def test_a_name_that_looks_like_an_option() -> None:
+    Path("its name.onnx").rename("-v.onnx")
+    assert hook("-v.onnx").exit_code == 0
+
+
+@pytest.mark.usefixtures("repository")
 def test_what_is_no_model_fails() -> None:
     Path("pointer.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "utf-8")
     result = hook("pointer.onnx", "its name.onnx")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 import re
 from collections.abc import Sequence
 from importlib import import_module
@@ -49,10 +51,14 @@ def lacking(suffix: str) -> str:
     if missing := [guest for guest in guests if find_spec(guest) is None]:
         return f"it needs {' and '.join(missing)}: pip install 'bnfold[report]'"
     for guest in guests:
+        logging.getLogger(guest).setLevel(logging.ERROR)  # where it finds no home for its cache is its affair
         try:
             import_module(guest)
-        except Exception as error:  # whatever others raise: matplotlib looks into the environment
-            return f"it needs {guest}, which does not work here: {type(error).__name__}: {error}"
+        except Exception as error:
+            why = f"{type(error).__name__}: {str(error).partition(';')[0]}"
+            if guest == "matplotlib" and os.environ.get("MPLBACKEND"):  # of a notebook, say; not needed here
+                why += "; try again without MPLBACKEND in the environment"
+            return f"it needs {guest}, which does not work here: {why}"
     return ""
 
 

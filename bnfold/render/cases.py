@@ -28,7 +28,7 @@ class Status(StrEnum):
     ERROR = "error"
 
 
-_SEVERITY = [Status.ERROR, Status.FAIL, Status.UNDECIDED, Status.PASS]
+SEVERITY = [Status.ERROR, Status.FAIL, Status.UNDECIDED, Status.PASS]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Case:
 
 
 def worst_first(cases: Iterable[Case]) -> tuple[Case, ...]:
-    return tuple(sorted(cases, key=lambda case: _SEVERITY.index(case.status)))
+    return tuple(sorted(cases, key=lambda case: SEVERITY.index(case.status)))
 
 
 def sites(

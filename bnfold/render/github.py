@@ -22,11 +22,12 @@ def annotations(digests: Sequence[Digest]) -> str:
 
 def _annotation(digest: Digest) -> str:
     told = "\n".join(printable(part) for part in (digest.headline, digest.message, *digest.next) if part)
-    properties = {"title": f"bnfold {digest.command}".rstrip() + f": {digest.status.value}"}
+    properties = {"title": f"bnfold {digest.command}".rstrip() + f": {digest.verdict}"}
     if file := _inside(digest.source):
         properties = {"file": file, **properties}
     listed = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
-    return f"::{_LEVELS[digest.status]} {listed}::{_data(told[:_LONGEST])}"
+    level = _LEVELS[digest.status if digest.is_shown else Status.UNDECIDED]
+    return f"::{level} {listed}::{_data(told[:_LONGEST])}"
 
 
 def _inside(source: str) -> str:

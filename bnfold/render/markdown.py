@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..report import ExportReport, InspectReport, OptimizeReport
+from .cases import SEVERITY
 from .digest import Digest, Status, basis
 from .page import many, printable
 from .surroundings import Surroundings
@@ -55,8 +56,7 @@ def markdown(digests: Sequence[Digest], surroundings: Surroundings, limit: int =
         surroundings: For the end.
         limit: How many bytes it may have.
     """
-    order = [*list(Status)[1:], Status.PASS]
-    worst_first = sorted(digests, key=lambda digest: order.index(digest.status))
+    worst_first = sorted(digests, key=lambda digest: SEVERITY.index(digest.status))
     parts: list[str | _Table] = [_overview(worst_first)] if len(digests) > 1 else []
     used = 0
     for number, digest in enumerate(worst_first):
@@ -83,7 +83,11 @@ def escaped(text: str) -> str:
 
 def _overview(digests: Sequence[Digest]) -> _Table:
     rows = [
-        _row(d.source, f"{_SIGNS[d.status]} {d.status.value}", d.headline.removeprefix(f"{d.source}: "))
+        _row(
+            d.source,
+            f"{_SIGNS[d.status if d.is_shown else Status.ERROR]} {d.verdict}",
+            d.headline.removeprefix(f"{d.source}: "),
+        )
         for d in digests
     ]
     failed = sum(d.status is not Status.PASS for d in digests)
@@ -92,7 +96,8 @@ def _overview(digests: Sequence[Digest]) -> _Table:
 
 
 def _section(digest: Digest) -> Iterator[str | _Table]:
-    yield f"## {_SIGNS[digest.status]} {digest.status.value.upper()}: {_cut(digest.headline)}\n\n"
+    sign = _SIGNS[digest.status if digest.is_shown else Status.ERROR]
+    yield f"## {sign} {digest.verdict.upper()}: {_cut(digest.headline)}\n\n"
     if digest.message:
         yield f"{_cut(digest.message)}\n\n"
     if digest.status is Status.PASS and (told := basis(digest.report)):
