@@ -55,13 +55,14 @@ pytorch.observed
 pytorch.network pytorch.probe
 pytorch.recalibrate
 pytorch.trace
-pytorch.calls
+pytorch.calls pytorch.hooks
 pytorch.capture pytorch.equal pytorch.shadow pytorch.wide
 pytorch.axes pytorch.pointwise pytorch.surgery pytorch.windows
 pytorch.aliases pytorch.layers
 pytorch.translate
 pytorch.fold
 pytorch.against pytorch.script_export
+pytorch.sides
 pytorch.equivalent
 pytorch.misfit pytorch.pickles pytorch.torchscript
 pytorch.plain pytorch.state_dict

@@ -6,7 +6,6 @@ by at most the unit roundoff of its type.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +17,8 @@ from torch.utils import _pytree as pytree
 
 from ..errors import InputError, NotEquivalent
 from .duplicate import at_rest, cloned, duplicate
-from .trace import is_reparametrization, own_random_numbers
+from .hooks import Choice, alone, none
+from .trace import own_random_numbers
 
 _TOLERANCE = 4.0
 _DRAWS = 4
@@ -63,7 +63,7 @@ def need_equal(original: nn.Module, folded: nn.Module, example_inputs: Any) -> N
 def _first_that_runs(original: nn.Module, example_inputs: Any) -> tuple[Run, Sequence[torch.Tensor]]:
     """In float64, unless the code insists on another type; without hooks, unless it needs what they keep."""
     failure: Exception | None = None
-    for hooks in (False, True):
+    for hooks in (none, alone):
         for dtype in (torch.float64, None):
             try:
                 run = Run(original, dtype, hooks)
@@ -81,7 +81,7 @@ class Run:
     Args:
         module: The module; a copy of it is run, in evaluation mode.
         dtype: The type of all floating numbers; None for their own.
-        hooks: Whether hooks run: those among them that keep nothing outside of the copy.
+        hooks: Which hooks run.
         arithmetic: Makes what is active while the copy runs.
     """
 
@@ -89,19 +89,14 @@ class Run:
         self,
         module: nn.Module,
         dtype: torch.dtype | None,
-        hooks: bool,
+        hooks: Choice,
         arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.dtype, self.hooks = dtype, hooks
         self._module = module
         self._arithmetic = arithmetic
         self._copy = at_rest(duplicate(module, type(module).__name__, cloned))
-        for inner in self._copy.modules():
-            for registered in (inner._forward_hooks, inner._forward_pre_hooks):
-                for key, hook in list(registered.items()):
-                    alone = hooks and inspect.isfunction(hook) and hook.__closure__ is None
-                    if not (alone or is_reparametrization(hook)):
-                        del registered[key]
+        hooks(module, self._copy)
         if dtype is not None:
             self._copy.to(dtype)
 
