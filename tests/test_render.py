@@ -93,7 +93,7 @@ class TestOptimized:
     def test_the_same_bits(self) -> None:
         same = verification(algebra=AlgebraReport(Verdict.PASS, (), (check("a", 0.0, error=0.0),), 16))
         text = flat(optimized(report(decision("bn"), verification=same), Page()))
-        assert "Verified: 1 tensor of both models are the same in float64, to the last bit." in text
+        assert "Verified: 1 tensor of both models is the same in float64, to the last bit." in text
 
     def test_all_that_was_verified(self) -> None:
         whole = verification(
@@ -135,7 +135,7 @@ model.onnx: 2 of 3 BatchNormalizations folded
   Mul, Add, ... by a constant       4      3
   all                              90     80
 
-Folded: 1 pulled backward into 1 Conv, 1 pushed forward into 1 Conv; 1 Add stay
+Folded: 1 pulled backward into 1 Conv, 1 pushed forward into 1 Conv; 1 Add stays
 behind.
 
 Stays, and why:
@@ -286,7 +286,7 @@ class TestCompared:
         text = compared(verification(verdict=Verdict.UNDECIDED, algebra=algebra, message="none"), Page())
         assert text.startswith("UNDECIDED: other.onnx could not be compared with model.onnx")
         assert "'y' itself was not compared: no\\x1b such" in flat(text)
-        assert "Next: feed it what it is made for, with --inputs and --shape NAME=SIZE." in flat(text)
+        assert "Next: if its inputs are at fault, feed it what it is made for, with --inputs" in flat(text)
 
     def test_all_that_may_be_remarked(self) -> None:
         moved = check("c", problem="it holds what the reference calls 'n'")
