@@ -39,6 +39,7 @@ _WITNESSED = 8
 # Above so many elements per sample, one sample at a time; and two at the end, at a glance, for what goes
 # wrong between samples.
 _LARGE = 1 << 15
+_POINTER = b"version https://git-lfs"  # how those of Git LFS begin
 
 Formulas = Mapping[str, Formula | None]
 
@@ -157,6 +158,8 @@ def opened(path: Path, session: Callable[[], Session], stack: ExitStack) -> Prog
         raise InputError(f"{path}: is a folder; name the model file in it")
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; a comparison reads files, no streams")
+    if _is_pointer(path):
+        raise InputError(f"{path}: is a pointer of Git LFS, not the model itself; run git lfs pull")
     try:
         program = Program(path)
         program.read_constants()  # what is damaged does not depend on what is fed
@@ -166,6 +169,14 @@ def opened(path: Path, session: Callable[[], Session], stack: ExitStack) -> Prog
     except EvaluationError as error:
         told = str(error) if str(path) in str(error) else f"{path}: {error}"
         raise InputError(f"{told}; export or copy the model again, with its data") from error
+
+
+def _is_pointer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except OSError:  # the reader says why
+        return False
 
 
 def _need_same_inputs(ours: Program, theirs: Program, paths: tuple[Path, Path]) -> None:

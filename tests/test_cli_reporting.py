@@ -540,6 +540,11 @@ class TestSeveralModels:
         failures = ElementTree.parse(tmp_path / "report.xml").getroot().get("failures")
         assert failures == ("2" if "model.onnx" in names else "0")  # the site, and the verdict
 
+    def test_a_name_of_two_lines(self, there: Path) -> None:
+        there.rename("a\nb")
+        stderr = run("inspect", "a\nb", "--fail-on", "foldable").stderr
+        assert stderr.startswith("error: a\\nb: 1 could be folded, ")
+
     def test_quiet(self, there: Path) -> None:
         result = run("inspect", "model.onnx", "-q", "--fail-on", "foldable")
         assert (result.exit_code, result.stdout) == (1, "")

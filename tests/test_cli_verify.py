@@ -221,6 +221,12 @@ class TestBadInput:
         told = refused(run("verify", *pair, "--inputs", tmp_path / "in.npz", "--shape", "N=2"))
         assert "leave out --shape" in told
 
+    def test_a_pointer_of_git_lfs(self, pair: tuple[Path, Path]) -> None:
+        Path(pair[1]).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+        for models in pair, pair[::-1]:
+            told = refused(run("verify", *models))
+            assert told == f"{pair[1]}: is a pointer of Git LFS, not the model itself; run git lfs pull"
+
     def test_folders_and_streams(self, pair: tuple[Path, Path], tmp_path: Path) -> None:
         assert "is a folder" in refused(run("verify", pair[0], tmp_path))
         assert "reads files, no streams" in refused(run("verify", pair[0], "-"))

@@ -555,12 +555,6 @@ def test_a_file_that_is_no_model_is_an_error(tmp_path: Path, content: bytes | No
         Program(path)
 
 
-def test_a_pointer_of_git_lfs_is_known(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-    with pytest.raises(EvaluationError, match=r"model\.onnx is a pointer of Git LFS.*; run git lfs pull"):
-        Program(tmp_path / "model.onnx")
-
-
 # --- Several runs at a time ---------------------------------------------------------------------------
 
 

@@ -229,7 +229,9 @@ def _inspect(out: Reporting, source: str | None, fail_on: tuple[str, ...], **how
     unwanted = len(report.foldable) if fail_on else 0
     out.add(report, 1 if unwanted else 0)
     if unwanted:
-        say("error", f"{report.source}: {unwanted} could be folded, and --fail-on foldable was given")
+        from ..render.page import called
+
+        say("error", f"{called(report.source)}: {unwanted} could be folded, and --fail-on foldable was given")
 
 
 @main.command()

@@ -7,7 +7,6 @@ bytes, one after the other: so this needs to know nothing of the format, and can
 from __future__ import annotations
 
 import mmap
-from contextlib import suppress
 from pathlib import Path
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it has no stubs
@@ -19,7 +18,6 @@ _LARGE = 1 << 16
 # Between two large tensors lie a name, a shape, and small tensors: no more than that is searched.
 _BETWEEN = 1 << 20
 _BEGINNING = 64
-_POINTER = b"version https://git-lfs"
 
 
 def read(path: Path) -> ModelProto:
@@ -40,19 +38,10 @@ def read(path: Path) -> ModelProto:
             if path.is_symlink() or path.stat().st_nlink > 1 or not _leave_outside(model, mapped, path.name):
                 return model
     except (OSError, ValueError, DecodeError) as error:
-        if _begins(path, _POINTER):
-            why = "is a pointer of Git LFS, not the model itself; run git lfs pull"
-            raise EvaluationError(f"{path} {why}") from error
         raise EvaluationError(f"{path} cannot be read as a model: {in_a_line(error)}") from error
     # A message gives its memory back only as a whole.
     lean: ModelProto = ModelProto.FromString(model.SerializeToString())
     return lean
-
-
-def _begins(path: Path, mark: bytes) -> bool:
-    with suppress(OSError), path.open("rb") as file:
-        return file.read(len(mark)) == mark
-    return False
 
 
 def _leave_outside(model: ModelProto, mapped: mmap.mmap, name: str) -> bool:
