@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,27 +44,37 @@ class Evidence:
     message: str
 
 
-def keep(evidence: Evidence, folder: Path) -> str:
-    """Write a folder.
+def keep(evidence: Evidence, folder: Path) -> tuple[list[str], str]:
+    """Write a folder, or as much of it as can be.
 
     Returns:
-        Why the report is not in HTML; "" where it is.
-
-    Raises:
-        OSError: It cannot be written.
-        BnfoldError: A part of it cannot be made.
+        What could not be kept and why; and why the report is not in HTML, or "".
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).write_text(evidence.message + "\n", encoding="utf-8")
+    lost: list[str] = []
+    told: list[str] = []
+    with _losing("", lost):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARK).write_text(evidence.message + "\n", encoding="utf-8")
+    if lost:
+        return lost, ""
     for name, model in zip(("reference", "candidate"), evidence.models, strict=True):
-        if isinstance(model, Path):
-            _copy_model(model, folder / f"{name}.onnx")
-        else:
-            from .pytorch.equivalent import save_module
+        with _losing(name, lost):
+            _keep_model(model, folder / f"{name}.onnx")
+    with _losing("inputs", lost):
+        _copy_inputs(evidence.inputs, folder / "inputs")
+    with _losing("report", lost):
+        told.append(_write_report(evidence, folder))
+    return lost, "".join(told)
 
-            save_module(model, folder / name)
-    _copy_inputs(evidence.inputs, folder / "inputs")
-    return _write_report(evidence, folder)
+
+@contextmanager
+def _losing(what: str, lost: list[str]) -> Iterator[None]:
+    """Whatever goes wrong with a part, the others are kept: a module and its inputs may raise anything."""
+    try:
+        yield
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        lost.append(f"{what}: {why}" if what else why)
 
 
 def discard(folder: Path) -> None:
@@ -85,6 +96,15 @@ def write_feed(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def _keep_model(model: Any, target: Path) -> None:
+    if isinstance(model, Path):
+        _copy_model(model, target)
+    else:
+        from .pytorch.equivalent import save_module
+
+        save_module(model, target)
 
 
 def _copy_model(source: Path, target: Path) -> None:

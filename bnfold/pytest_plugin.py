@@ -4,6 +4,7 @@ what failed is kept in a folder. Nothing is printed, and nothing heavy is import
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Generator, Mapping
 from contextlib import suppress
@@ -16,6 +17,7 @@ from . import testing
 from .artifacts import discard
 
 _OPTION, _PREFIX = "bnfold_artifacts", "bnfold_"
+_NOTED = pytest.StashKey[list[tuple[str, object]]]()
 _LONGEST = 100  # file systems take 255 bytes
 
 
@@ -28,11 +30,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the folder absolute; processes of pytest-xdist get it from the one that starts them."""
-    given = config.getoption(_OPTION)
-    if given:
-        config.option.bnfold_artifacts = str(config.invocation_params.dir / given)
-    elif stored := config.getini(_OPTION):
-        config.option.bnfold_artifacts = str(config.rootpath / stored)
+    given, base = config.getoption(_OPTION), config.invocation_params.dir
+    if given is None:
+        given, base = config.getini(_OPTION), config.rootpath
+    config.option.bnfold_artifacts = os.path.abspath(base / os.path.expanduser(given)) if given else ""
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -45,10 +46,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         testing.watcher = before
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    """Begin before anybody else may skip the test."""
     if isinstance(testing.watcher, _Watcher):
         testing.watcher.begin()
+    return (yield)
 
 
 class _Watcher:
@@ -58,12 +61,16 @@ class _Watcher:
         self._item = item
         folder = item.config.getoption(_OPTION)
         self._folder = Path(folder) / _file_name(item.nodeid) if folder else None
+        self.begin()
 
     def begin(self) -> None:
         """Forget what was found when the same test ran before."""
         self._calls, self._failures = count(1), count(1)
-        own = self._item.user_properties
-        own[:] = [(name, value) for name, value in own if not name.startswith(_PREFIX)]
+        noted = self._item.stash.setdefault(_NOTED, [])
+        for old in noted:
+            with suppress(ValueError):  # somebody has removed it
+                self._item.user_properties.remove(old)
+        noted.clear()
         if self._folder is not None:
             with suppress(OSError):
                 discard(self._folder)
@@ -88,7 +95,9 @@ class _Watcher:
         """As `bnfold_verdict` and so on; as `bnfold_2_verdict` for the second comparison of a test."""
         number = next(self._calls)
         prefix = _PREFIX if number == 1 else f"{_PREFIX}{number}_"
-        self._item.user_properties += [(prefix + name, value) for name, value in properties.items()]
+        found: list[tuple[str, object]] = [(prefix + name, value) for name, value in properties.items()]
+        self._item.user_properties += found
+        self._item.stash[_NOTED] += found
 
 
 def _file_name(node_id: str) -> str:

@@ -6,6 +6,7 @@ this package does (`pytest_plugin`).
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -90,16 +91,43 @@ def assert_equivalent(
         InputError: A model or the inputs cannot be used at all.
     """
     __tracebackhide__ = True
-    limit = None if rtol is None and atol is None else Limit(rtol or 0.0, atol or 0.0)
     try:
+        tolerance, limit = _limits(tolerance, rtol, atol)
         report, failure = _compared(reference, candidate, inputs, tolerance, limit)
-    except BnfoldError as error:
+    except Exception as error:
         if watcher is not None:
             watcher.note({"verdict": "error"})
-        raise error.with_traceback(None) from None
+        if isinstance(error, BnfoldError):
+            raise error.with_traceback(None) from None
+        raise
     if failure is not None:
         raise failure
     return report
+
+
+def _limits(tolerance: float, rtol: float | None, atol: float | None) -> tuple[float, Limit | None]:
+    """The same as plain numbers."""
+    tolerance = _number("tolerance", tolerance)
+    if tolerance == 0:
+        raise InputError("tolerance: 0 is no number of times; give one above 0")
+    if rtol is None and atol is None:
+        return tolerance, None
+    relative, absolute = (
+        0.0 if given is None else _number(what, given) for what, given in (("rtol", rtol), ("atol", atol))
+    )
+    return tolerance, Limit(relative, absolute)
+
+
+def _number(what: str, given: Any) -> float:
+    """Whatever type of number it is."""
+    is_number = hasattr(given, "__float__") and not isinstance(given, bool)
+    try:
+        number = float(given) if is_number else math.nan
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # an array of many
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise InputError(f"{what}: {given!r:.100} is no number from 0 on; give a finite one")
+    return number
 
 
 def _compared(
@@ -157,7 +185,7 @@ def _model(model: Model, path: Path) -> Any:
     from .model import save
 
     if isinstance(model, onnx.ModelProto):
-        if any(onnx.external_data_helper.uses_external_data(t) for t in model.graph.initializer):
+        if _keeps_elsewhere(model):
             raise InputError(
                 f"the {path.stem} keeps weights in other files, which were not loaded with it: give its "
                 "path, or load it with onnx.load(path)"
@@ -173,6 +201,20 @@ def _model(model: Model, path: Path) -> Any:
         )
     save(model, path)
     return path
+
+
+def _keeps_elsewhere(part: Any) -> bool:
+    """Whether data of any tensor in a message of ONNX's are in another file."""
+    import onnx
+
+    if isinstance(part, onnx.TensorProto):
+        return part.data_location == onnx.TensorProto.EXTERNAL
+    messages = [value for field, value in part.ListFields() if field.message_type is not None]
+    return any(
+        _keeps_elsewhere(inner)
+        for value in messages
+        for inner in ([value] if hasattr(value, "ListFields") else value)
+    )
 
 
 def _given(inputs: Any, models: tuple[Any, Any], folder: Path) -> Any:
@@ -210,7 +252,10 @@ def _array(name: str, value: Any) -> Any:
     if hasattr(value, "detach"):  # a tensor of PyTorch; numpy knows no bfloat16
         value = value.detach().cpu()
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # lists of lists that are not of one length
+        array = np.asarray(None)
     if array.dtype.hasobject or array.dtype.kind in "SU":
         raise InputError(f"inputs: '{name}' is a {type(value).__name__}, no array of numbers")
     return array
@@ -280,7 +325,8 @@ def _look(models: tuple[Any, Any], inputs: Any, options: Sequence[str], folder: 
     if len(files) < 2 or (inputs is not None and not feed):
         return []
     more = ["--inputs", str(inputs)] if feed else []
-    command = ["bnfold", "verify", *map(str, files), *more, *options]
+    names = [f".{os.sep}{file}" if str(file).startswith("-") else str(file) for file in files]
+    command = ["bnfold", "verify", *names, *more, *options]
     return [f"To look further: {printable(shlex.join(command))}"]
 
 
@@ -305,7 +351,7 @@ def _properties(report: VerifyReport) -> dict[str, str]:
         found["message"] = report.message
     if report.runtime is not None and report.runtime.findings:
         found["findings"] = "; ".join(report.runtime.findings)
-    return {name: printable(value) for name, value in found.items()}
+    return {name: printable(value) for name, value in found.items() if value}
 
 
 def _keep(
@@ -324,11 +370,10 @@ def _keep(
     if all(isinstance(model, Path) for model in models):
         feed = [] if inputs is None else ["--inputs", "inputs"]
         command = shlex.join(["bnfold", "verify", "reference.onnx", "candidate.onnx", *feed, *options])
-    try:
-        lacking = keep(Evidence(models, inputs, report, command, message), place)
-    except Exception as error:
-        why = " ".join(str(error).split()) or type(error).__name__
-        return printable(f"Not all could be kept in {called}: {why}"), {}
+    lost, lacking = keep(Evidence(models, inputs, report, command, message), place)
+    properties = {"artifacts": printable(called)} if place.is_dir() else {}
+    if lost:
+        return printable(f"Not all could be kept in {called}: {'; '.join(lost)}"), properties
     again = f"; there, {command} repeats this" if command else ""
     plain = f"; the report is Markdown: {lacking}" if lacking else ""
-    return printable(f"Kept in {called}{again}{plain}"), {"artifacts": printable(called)}
+    return printable(f"Kept in {called}{again}{plain}"), properties

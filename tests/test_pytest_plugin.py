@@ -179,6 +179,45 @@ class TestProperties:
         assert "testing.py:" not in result.stdout.str()
         assert found["test_it"] == {"bnfold_verdict": "error"}
 
+    def test_whatever_else_goes_wrong_is_an_error_too(self, project: pytest.Pytester) -> None:
+        text = """
+class Odd:
+    def __fspath__(self):
+        raise ValueError("nowhere")
+def test_it():
+    assert_equivalent("original.onnx", Odd())
+"""
+        result, found = run(project, text)
+        result.stdout.fnmatch_lines(["E *ValueError: nowhere"])
+        assert found["test_it"] == {"bnfold_verdict": "error"}
+
+    def test_a_test_that_somebody_else_skips_is_watched_when_it_ends(self, project: pytest.Pytester) -> None:
+        """Before anything of ours runs at its set-up; its module's fixture ends with it."""
+        hook = "@pytest.hookimpl(tryfirst=True)\ndef pytest_runtest_setup(item):\n"
+        project.makeconftest(f"import pytest\n{hook}    if 'skipped' in item.name: pytest.skip('so')\n")
+        text = """
+import pytest
+@pytest.fixture(scope="module", autouse=True)
+def models():
+    yield
+    assert_equivalent("original.onnx", "original.onnx")
+def test_one():
+    pass
+def test_skipped():
+    pass
+"""
+        result, found = run(project, text, "--bnfold-artifacts=kept")
+        result.assert_outcomes(passed=1, skipped=1)
+        assert found["test_skipped"]["bnfold_verdict"] == "pass"
+
+    def test_properties_of_others_stay(self, project: pytest.Pytester) -> None:
+        add = "for item in items: item.user_properties.append(('bnfold_models', 'mine'))"
+        again = AGAIN + f"\ndef pytest_collection_modifyitems(items):\n    {add}\n"
+        project.makeconftest(again)
+        _, found = run(project, FAILS)
+        assert found["test_fails"]["bnfold_models"] == "mine"
+        assert not any(name.startswith("bnfold_2") for name in found["test_fails"])
+
     def test_hostile_names_leave_the_file_valid(self, project: pytest.Pytester) -> None:
         name = 'y]]>&<"\x1b\x00\uffff\U0001f600::error::'
         for file in ("original", "wrong"):
@@ -316,6 +355,41 @@ def test_it(name):
         assert len(folders) == 4
         assert all(re.fullmatch(r"[A-Za-z0-9_.-]{1,120}", folder.name) for folder in folders)
         assert {folder.parent.name for folder in folders} == {"kept"}
+
+    def test_folders_are_told_as_they_are(self, project: pytest.Pytester) -> None:
+        _, found = run(project, FAILS, "--bnfold-artifacts=sub/../../elsewhere")
+        (folder,) = (project.path.parent / "elsewhere").iterdir()
+        assert found["test_fails"]["bnfold_artifacts"] == str(folder)
+
+    def test_an_empty_folder_turns_it_off(self, project: pytest.Pytester) -> None:
+        project.makeini("[pytest]\nbnfold_artifacts = kept\n")
+        result, _ = run(project, FAILS, "--bnfold-artifacts=")
+        result.stdout.fnmatch_lines(["E * To keep models, inputs and a report: *"])
+        assert not (project.path / "kept").exists()
+
+    def test_a_folder_in_the_home(self, project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(project.path / "home"))
+        run(project, FAILS, "--bnfold-artifacts=~/kept")
+        assert len(kept(project, "home/kept")) == 1
+
+    def test_what_cannot_be_kept_leaves_the_rest(self, project: pytest.Pytester) -> None:
+        text = """
+import torch
+class Odd(torch.nn.Linear):
+    def __repr__(self):
+        raise ValueError("no words")
+    def forward(self, x, f):
+        return super().forward(x)
+def test_it():
+    assert_equivalent(Odd(3, 2), Odd(3, 2), inputs=(torch.ones(1, 3), lambda: 1))
+"""
+        pytest.importorskip("torch")
+        result, found = run(project, text, "--bnfold-artifacts=kept")
+        (folder,) = kept(project)
+        assert found["test_it"]["bnfold_artifacts"] == str(folder.relative_to(project.path))
+        assert "bnfold_culprit_node" not in found["test_it"]
+        result.stdout.fnmatch_lines(["E * Not all could be kept in kept*: *no words*inputs*pickle*"])
+        assert (folder / "reference.pt").is_file() and list(folder.glob("report.*"))
 
     def test_modules(self, project: pytest.Pytester) -> None:
         text = """

@@ -86,6 +86,23 @@ class TestForms:
         with pytest.raises(InputError, match="the candidate keeps weights in other files"):
             assert_equivalent(path, onnx.load(path, load_external_data=False))
 
+    def test_a_constant_whose_data_are_elsewhere(self) -> None:
+        """In an attribute, in a branch or in a function."""
+        external = onnx.TensorProto.EXTERNAL
+        elsewhere = onnx.TensorProto(name="t", dims=[3], data_type=1, data_location=external)
+        elsewhere.external_data.add(key="location", value="t.bin")
+        constant = onnx.helper.make_node("Constant", [], ["t"], value=elsewhere)
+        copies = [onnx.ModelProto() for _ in range(3)]
+        for copy in copies:
+            copy.CopyFrom(ORIGINAL)
+        copies[0].graph.node.append(constant)
+        branch = onnx.helper.make_graph([constant], "g", [], [])
+        copies[1].graph.node.append(onnx.helper.make_node("If", ["x"], [], then_branch=branch))
+        copies[2].functions.append(onnx.helper.make_function("f", "f", [], [], [constant], []))
+        for copy in copies:
+            with pytest.raises(InputError, match="the candidate keeps weights in other files"):
+                assert_equivalent(ORIGINAL, copy)
+
     def test_a_model_that_is_too_large_for_one_piece(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 100)
         before = ORIGINAL.SerializeToString()
@@ -134,6 +151,7 @@ class TestInputs:
             ({"x": np.ones((2, 3))}, "has rank 4"),
             ({"x": "text"}, "'x' is a str, no array of numbers"),
             ({"x": object()}, "'x' is a object, no array of numbers"),
+            ({"x": [1, [2]]}, "'x' is a list, no array of numbers"),
             ([], "inputs: are empty"),
             ((np.ones(1), np.ones(1)), "there are 2, but the ONNX model has 1"),
         ],
@@ -175,6 +193,31 @@ class TestVerdicts:
         assert_equivalent(ORIGINAL, WRONG, atol=1e-2)
         assert "elements are beyond atol 1e-05, rtol 0" in said(ORIGINAL, WRONG, atol=1e-5)
         assert "elements are beyond atol 0, rtol 1e-05" in said(ORIGINAL, WRONG, rtol=1e-5)
+
+    @pytest.mark.parametrize("what", ["tolerance", "rtol", "atol"])
+    @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), np.float32("nan"), "4", [1], True])
+    def test_what_is_no_limit(self, what: str, value: Any) -> None:
+        with pytest.raises(InputError, match=rf"^{what}: .* is no number .*; give") as error:
+            assert_equivalent(ORIGINAL, WRONG, **{what: value})
+        assert len(str(error.value).splitlines()) == 1
+
+    @pytest.mark.parametrize("value", [0, None])
+    def test_a_tolerance_of_nothing(self, value: Any) -> None:
+        with pytest.raises(InputError, match=r"^tolerance: "):
+            assert_equivalent(ORIGINAL, WRONG, tolerance=value)
+
+    def test_numbers_of_numpy_are_told_as_numbers(self, tmp_path: Path) -> None:
+        paths = tmp_path / "a.onnx", tmp_path / "b.onnx"
+        for path, proto in zip(paths, (ORIGINAL, WRONG), strict=True):
+            onnx.save(proto, path)
+        assert "--tolerance 4.5\n" in said(*paths, tolerance=np.float32(4.5))
+        assert "--rtol 1e-06 --atol 0.0\n" in said(*paths, rtol=np.float64(1e-6), atol=np.int64(0))
+
+    def test_a_path_that_looks_like_an_option(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        onnx.save(ORIGINAL, "a.onnx")
+        onnx.save(WRONG, "-b.onnx")
+        assert "bnfold verify a.onnx ./-b.onnx\n" in said("a.onnx", "-b.onnx")
 
     def test_undecided_is_no_pass(self) -> None:
         with pytest.raises(UndecidedError, match=r"^undecided: nothing could be compared"):
