@@ -68,10 +68,16 @@ class FoldedSite:
 
 @dataclass(frozen=True)
 class Range:
-    """The smallest and the largest number of a constant."""
+    """The smallest and the largest number of a constant.
+
+    Attributes:
+        low, high: These.
+        extents: Along how many axes it has more than one element.
+    """
 
     low: float
     high: float
+    extents: int = 0
 
 
 @dataclass(frozen=True)

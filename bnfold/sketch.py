@@ -216,7 +216,7 @@ def _range(constant: Constant) -> Range:
     numbers = constant.rounded()
     with np.errstate(invalid="ignore"):
         low, high = (float(f(numbers)) if numbers.size else 0.0 for f in (np.min, np.max))
-    return Range(low, high)
+    return Range(low, high, sum(size > 1 for size in numbers.shape))
 
 
 def _size(found: Sequence[Scope]) -> Size:

@@ -13,7 +13,17 @@ import pytest
 from reports import HOSTILE, check, layer
 
 from bnfold.changes import Range, WeightRange
-from bnfold.render.figures import MOST_PANELS, MOST_POINTS, drift, growth, histograms, ranges, thinned
+from bnfold.render.blocks import Hue
+from bnfold.render.figures import (
+    MOST_PANELS,
+    MOST_POINTS,
+    drift,
+    growth,
+    histograms,
+    panels,
+    ranges,
+    thinned,
+)
 from bnfold.verification import ULP_EDGES, Metrics, OutputCheck, TensorCheck
 
 FAILING = check("wrong", 9.0)
@@ -105,6 +115,17 @@ class TestGrowth:
         found = texts(growth([check("a"), check("b", 7.0, passed=True)], 4.0, "f", ""))
         assert "accepted for another reason" in found
 
+    def test_what_cannot_be_compared_is_at_the_top_with_a_mark_of_its_own(self) -> None:
+        odd = check("shape", 0.0, error=0.0, noise=0.0, problem="another shape", passed=False)
+        svg = growth([check("a"), odd], 4.0, "f", "")
+        found = texts(svg)
+        assert "not comparable" in found and "error beyond the band" not in found
+        assert "first and worst beyond: shape" in found
+        root = ElementTree.fromstring(svg)
+        heights = sorted(float(e.attrib["y"]) for e in root.iter("use") if Hue.RED in str(e.attrib))
+        others = [float(e.attrib["y"]) for e in root.iter("use") if Hue.BLUE in str(e.attrib)]
+        assert heights and heights[0] < min(others)
+
     def test_thousands_of_tensors_keep_their_worst(self) -> None:
         checks = [check(f"t{i}", 0.1) for i in range(5000)]
         checks[1234] = FAILING
@@ -135,6 +156,14 @@ class TestRanges:
     def test_a_constant_that_dwarfs_the_others_leaves_them_visible(self) -> None:
         assert "1e+06" in texts(ranges(RANGES, "f", ""))  # a logarithmic scale
         assert "1e+06" not in texts(ranges(RANGES[:2], "f", ""))
+
+    def test_constants_stand_with_their_like(self) -> None:
+        """By their extents, for an Add's bias is its input 1, and a Gather's table its input 0."""
+        table = WeightRange("embedding", "Gather", 0, Range(-1, 1, 2), Range(-1, 1, 2))
+        bias = WeightRange("add", "Add", 1, Range(-1, 1, 1), None)
+        (wide, first), (narrow, second) = panels([bias, table])
+        assert (wide, first) == ("Kernels, matrices and tables", [(2, table)])
+        assert narrow.startswith("Vectors") and second == [(1, bias)]
 
     def test_thousands_share_bars(self) -> None:
         assert len(ranges(RANGES * 1500, "f", "")) < 400_000

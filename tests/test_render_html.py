@@ -284,6 +284,25 @@ class TestWhatItSays:
         assert "'early' was not compared: the candidate has no output of this name" in text
         assert "decides nothing." not in text and "Give the candidate the inputs and outputs" in text
 
+    def test_what_cannot_be_compared_has_no_numbers(self) -> None:
+        odd = check("odd", 0.0, error=0.0, noise=0.0, problem="another shape", passed=False)
+        gone = RuntimeCheck("y", "default", "N=1", 1e-7, 0.0, float("inf"), False)
+        found = verification(check("a", 0.0), odd, verdict=Verdict.FAIL, message="no")
+        runtime = RuntimeReport(Verdict.FAIL, (gone,), message="no")
+        tree = Tree(page(replace(found, runtime=runtime)))
+        assert "1 tensor without any error lies on the lower edge" in tree.text
+        assert "1 tensor without an error that could be measured" in tree.text
+        assert "another shapenot comparable" in tree.text and "no numberbeyond" in tree.text
+        (figure,) = (
+            a for tag, a in tree.elements if tag == "svg" and "Error and noise" in (a["aria-label"] or "")
+        )
+        assert "the worst is 'odd', not comparable: another shape" in (figure["aria-label"] or "")
+
+    def test_the_legend_counts_what_is_drawn(self) -> None:
+        checks = [check(f"t{i}", 0.0 if i % 2 else 0.5) for i in range(1000)]
+        text = Tree(page(verification(*checks))).text
+        assert "stands for up to 4 neighbouring tensors" in text and "without any error" not in text
+
     def test_every_question_has_an_answer(self) -> None:
         empty = verification(
             verdict=Verdict.UNDECIDED, message="none", algebra=AlgebraReport(Verdict.UNDECIDED, ())

@@ -16,14 +16,14 @@ from ..verification import (
 )
 from .blocks import Block, Folded, Items, Picture, Prose, Section, clipped, table
 from .comparison import certified
-from .figures import MOST_PANELS, MOST_POINTS, badness, growth, histograms
+from .figures import MOST_PANELS, MOST_POINTS, badness, comparable, growth, histograms, thinned
 from .page import many
 from .text import against_module
 
 _WORST = 20
 _AGAINST = (
     "Each error is the distance of onnxruntime from float64. The candidate's may exceed the reference's by "
-    "the tolerance at most."
+    "the tolerance at most. Where infinities or NaN are in other places, there is no number."
 )
 _CHECK_HEAD = ("tensor", "node", "error", "noise", "ratio", "where", "verdict")
 _CHECK_ALIGNED = "==>>><<"
@@ -36,9 +36,8 @@ def errors(report: VerifyReport, ident: str) -> Section | None:
     if not checks:
         return None
     blocks: list[Block] = [Prose(_measured(report))]
-    same = sum(1 for c in checks if c.error == 0)
-    if same == len(checks) and all(c.passed for c in checks):
-        blocks.append(Prose(f"All {len(checks):,} tensors are the same to the last bit.", strong=True))
+    if all(c.error == 0 and c.passed for c in checks):
+        blocks.append(Prose("Every tensor is the same to the last bit.", strong=True))
     else:
         blocks.append(
             Picture(
@@ -47,7 +46,8 @@ def errors(report: VerifyReport, ident: str) -> Section | None:
             )
         )
     worst = sorted(checks, key=badness, reverse=True)[:_WORST]
-    title = f"The {len(worst)} worst of {many(len(checks), 'tensor')}"
+    some = f"The {len(worst)} worst of " if len(worst) < len(checks) else ""
+    title = f"{some}{many(len(checks), 'tensor')}"
     caption = f"{title}; alone: with every shared tensor before it taken from the reference"
     rows = table(caption, _CHECK_HEAD, _CHECK_ALIGNED, [_check(c) for c in worst])
     blocks.append(Folded(f"{title} in numbers", (rows,), open=not worst[0].passed))
@@ -67,37 +67,51 @@ def _measured(report: VerifyReport) -> str:
 
 def _legend(checks: Sequence[TensorCheck], tolerance: float) -> str:
     told = "Each point is a tensor that both models compute; what lies in the shaded band is accepted."
+    shown = thinned(checks)
     step = math.ceil(len(checks) / MOST_POINTS)
     if step > 1:
         told += f" Each point stands for up to {step} neighbouring tensors and shows the worst of them."
-    if any(c.passed and c.ratio > tolerance for c in checks):
+    if any(c.passed and c.ratio > tolerance for c in shown):
         told += (
             " Hollow points are above the band and accepted all the same: taken alone they are within it, "
             "and correct roundings added up; or the ratio does not decide there."
         )
-    same = sum(1 for c in checks if c.error == 0)
-    if same:
-        told += (
-            f" {many(same, 'tensor')} without any error {'lies' if same == 1 else 'lie'} on the lower edge."
-        )
-    odd = sum(1 for c in checks if not math.isfinite(c.error))
-    if odd:
-        told += f" {many(odd, 'tensor')} whose error is no finite number {'lies' if odd == 1 else 'lie'} on "
-        told += "the upper edge."
+    numbered = [c for c in shown if comparable(c)]
+    for group, where in (
+        ([c for c in numbered if c.error == 0], "without any error {} on the lower edge"),
+        (
+            [c for c in numbered if not math.isfinite(c.error)],
+            "whose error is no finite number {} on the upper edge",
+        ),
+        (
+            [c for c in shown if not comparable(c)],
+            "without an error that could be measured, as the table tells, {} on the upper edge as a diamond",
+        ),
+    ):
+        if group:
+            lie = "lies" if len(group) == 1 else "lie"
+            told += f" {many(len(group), 'point' if step > 1 else 'tensor')} {where.format(lie)}."
     return told
 
 
 def _spoken(checks: Sequence[TensorCheck]) -> str:
     worst = max(checks, key=badness)
     failing = sum(1 for c in checks if not c.passed)
+    why = (
+        f"with a ratio of {worst.ratio:.3g}"
+        if comparable(worst)
+        else f"not comparable: {clipped(worst.problem)}"
+    )
     return (
         f"Error and noise of {many(len(checks), 'tensor')} in order of computation; {failing} beyond what is "
-        f"accepted; the worst is '{clipped(worst.name)}' with a ratio of {worst.ratio:.3g}"
+        f"accepted; the worst is '{clipped(worst.name)}', {why}"
     )
 
 
 def _check(c: TensorCheck) -> tuple[str, ...]:
     where = ", ".join(filter(None, (c.part, "alone" if c.alone else "", c.problem)))
+    if not comparable(c):
+        return c.name, c.node, "-", "-", "-", where, "not comparable"
     verdict = "accepted" if c.passed else "beyond"
     return c.name, c.node, f"{c.error:.3g}", f"{c.noise:.3g}", f"{c.ratio:.3g}", where, verdict
 
@@ -114,14 +128,18 @@ def outputs(algebra: AlgebraReport, ident: str) -> Section | None:
         Prose(
             "These figures decide nothing; the ratio does. An ulp, unit in the last place, is the distance "
             "between two neighbouring numbers of the output's own type, at the reference's value: it is tiny "
-            "next to zero, where an element may be off by many without any harm. SNR is the ratio of signal "
+            "next to zero, where an element may be off by many without any harm. All but the ratio are those "
+            "of the one feed on which the largest difference was seen. SNR is the ratio of signal "
             "to difference in decibels; top-1 is the share of rows whose largest element stays the same."
         )
     ]
     measured = [o for o in ordered if o.metrics is not None and any(o.metrics.ulp_histogram)]
     if measured:
         shown = min(len(measured), MOST_PANELS)
-        caption = "How many elements of an output are off by up to so many ulp of its type."
+        caption = (
+            "How many elements of an output are off by up to so many ulp of its type, on the feed on which "
+            "its largest difference was seen."
+        )
         if shown < len(measured):
             caption += f" The {shown} worst of {len(measured)} outputs."
         blocks.append(Picture(histograms(measured, f"{ident}ulp", _spoken_ulps(measured[:shown])), caption))
@@ -139,7 +157,7 @@ def outputs(algebra: AlgebraReport, ident: str) -> Section | None:
     )
     blocks.append(table("Outputs, the worst first", head, "=" + ">" * 9, [_output(o) for o in ordered]))
     missing = [
-        f"{o.name}: not compared itself: {o.missing}" + (" It is known to be alike." if o.decided else "")
+        f"{o.name}: not compared itself: {o.missing}" + ("; it is known to be alike" if o.decided else "")
         for o in ordered
         if o.missing
     ]
@@ -152,9 +170,10 @@ def _output_badness(output: OutputCheck) -> tuple[bool, float]:
 
 
 def _output(o: OutputCheck) -> tuple[str, ...]:
-    ratio = "-" if o.check is None else f"{o.check.ratio:.3g}"
-    if o.check is not None and not o.check.passed:
-        ratio += " beyond"
+    ratio = "-"
+    if o.check is not None:
+        ratio = f"{o.check.ratio:.3g}{'' if o.check.passed else ' beyond'}"
+        ratio = ratio if comparable(o.check) else "not comparable"
     m = o.metrics
     if m is None:
         return (o.name, ratio, *["-"] * 8)
@@ -203,8 +222,11 @@ def _runtime(runtime: RuntimeReport) -> list[Block]:
             c.level,
             c.feed,
             f"{c.reference_error:.3g}",
-            f"{c.candidate_error:.3g}",
-            f"{c.ratio:.3g}",
+            *(
+                (f"{c.candidate_error:.3g}", f"{c.ratio:.3g}")
+                if math.isfinite(c.ratio)
+                else ("-", "no number")
+            ),
             "accepted" if c.passed else "beyond",
         )
         for c in sorted(runtime.checks, key=lambda c: (not c.passed, c.ratio), reverse=True)

@@ -39,7 +39,7 @@ _LETTERS = 40  # of a name in a figure
 def growth(checks: Sequence[TensorCheck], tolerance: float, ident: str, label: str) -> str:
     """Error and noise of each tensor, in order of computation, and what is accepted."""
     shown = thinned(checks)
-    finite = [v for c in shown for v in (c.error, c.noise) if 0 < v < math.inf]
+    finite = [v for c in shown if comparable(c) for v in (c.error, c.noise) if 0 < v < math.inf]
     low, high = min(finite, default=1e-16) / 5, max(finite, default=1.0) * max(tolerance, 1.0)
     high *= (high / low) ** 0.3  # room for names
     edges = [i - 0.5 for i in range(len(shown) + 1)]
@@ -66,11 +66,15 @@ def growth(checks: Sequence[TensorCheck], tolerance: float, ident: str, label: s
                 **{"marker": "o", "color": Hue.BLUE, "markersize": size, "markerfacecolor": "none"}
             },
             "error beyond the band": {"marker": "X", "color": Hue.RED, "markersize": 9.0},
+            "not comparable": {
+                **{"marker": "D", "color": Hue.RED, "markersize": 7.0, "markerfacecolor": "none"},
+                "clip_on": False,
+            },
         }
         for told, look in looks.items():
-            points = [(i, c.error) for i, c in enumerate(shown) if _kind(c, tolerance) == told]
+            points = [(i, c) for i, c in enumerate(shown) if _kind(c, tolerance) == told]
             if points:
-                heights = [_within(error, low, high) for _, error in points]
+                heights = [_height(c, low, high) for _, c in points]
                 axes.plot([i for i, _ in points], heights, linestyle="none", label=told, **look)
         _name_points(axes, shown, low, high)
         axes.set_ylim(low, high)
@@ -91,14 +95,26 @@ def thinned(checks: Sequence[TensorCheck]) -> list[TensorCheck]:
 
 
 def _kind(check: TensorCheck, tolerance: float) -> str:
+    if not comparable(check):
+        return "not comparable"
     if not check.passed:
         return "error beyond the band"
     return "error" if check.ratio <= tolerance else "accepted for another reason"
 
 
+def comparable(check: TensorCheck) -> bool:
+    """Whether its error tells how far off it is: not with other shapes, NaN elsewhere, other integers."""
+    return check.passed or not check.problem
+
+
 def badness(check: TensorCheck) -> tuple[bool, float]:
     """What orders checks."""
-    return not check.passed, math.inf if math.isnan(check.ratio) else check.ratio
+    unknown = math.isnan(check.ratio) or not comparable(check)
+    return not check.passed, math.inf if unknown else check.ratio
+
+
+def _height(check: TensorCheck, low: float, high: float) -> float:
+    return _within(check.error, low, high) if comparable(check) else high
 
 
 def histograms(outputs: Sequence[OutputCheck], ident: str, label: str) -> str:
@@ -127,11 +143,7 @@ def histograms(outputs: Sequence[OutputCheck], ident: str, label: str) -> str:
 
 def ranges(rows: Sequence[WeightRange], ident: str, label: str) -> str:
     """The smallest and largest number of each constant, before and after, in the order of the graph."""
-    panels = [
-        ("Weights", [(i, r) for i, r in enumerate(rows, 1) if r.input == 1]),
-        ("Biases and other constants", [(i, r) for i, r in enumerate(rows, 1) if r.input != 1]),
-    ]
-    filled = [(title, group) for title, group in panels if group]
+    filled = panels(rows)
     with _figure(0.5 + 2.5 * len(filled)) as figure:
         for n, (title, group) in enumerate(filled):
             axes = figure.add_subplot(len(filled), 1, n + 1)
@@ -142,6 +154,19 @@ def ranges(rows: Sequence[WeightRange], ident: str, label: str) -> str:
         _numbered(axes)
         figure.legend(loc="outside lower center", ncols=2)
         return _svg(figure, ident, label)
+
+
+def panels(rows: Sequence[WeightRange]) -> list[tuple[str, list[tuple[int, WeightRange]]]]:
+    """Ranges with their numbers, by what kind of constant they are of."""
+    groups: dict[str, list[tuple[int, WeightRange]]] = {
+        "Kernels, matrices and tables": [],
+        "Vectors and single numbers: biases, scales": [],
+    }
+    wide, narrow = groups.values()
+    for i, row in enumerate(rows, 1):
+        extents = max(r.extents for r in (row.before, row.after) if r is not None)
+        (wide if extents > 1 else narrow).append((i, row))
+    return [(title, group) for title, group in groups.items() if group]
 
 
 def drift(layers: Sequence[LayerReport], ident: str, label: str) -> str:
@@ -230,7 +255,9 @@ def _name_points(axes: Axes, shown: Sequence[TensorCheck], low: float, high: flo
         return
     worst = max(range(len(shown)), key=lambda i: badness(shown[i]))
     culprit = next((i for i, c in enumerate(shown) if not c.passed), None)
-    told = {worst: f"worst: {_name(shown[worst].name)}, {_times(shown[worst])}"} if shown[worst].ratio else {}
+    told = {}
+    if badness(shown[worst]) > (False, 0.0):
+        told[worst] = f"worst: {_name(shown[worst].name)}, {_times(shown[worst])}"
     if culprit is not None:
         both = culprit == worst
         told[culprit] = f"first {'and worst ' if both else ''}beyond: {_name(shown[culprit].name)}"
@@ -238,7 +265,7 @@ def _name_points(axes: Axes, shown: Sequence[TensorCheck], low: float, high: flo
         right = i > len(shown) / 2
         axes.annotate(
             text,
-            (i, _within(shown[i].error, low, high)),
+            (i, _height(shown[i], low, high)),
             xytext=(i, 0.97 - 0.1 * n),
             textcoords=axes.get_xaxis_transform(),
             ha="right" if right else "left",
@@ -248,7 +275,7 @@ def _name_points(axes: Axes, shown: Sequence[TensorCheck], low: float, high: flo
 
 
 def _times(check: TensorCheck) -> str:
-    return f"{check.ratio:.2g} x its noise"
+    return f"{check.ratio:.2g} x its noise" if comparable(check) else "not comparable"
 
 
 def _count(axes: Axes, shown: int, total: int) -> None:

@@ -12,7 +12,7 @@ from ..changes import Changes, FoldedSite, Size
 from ..report import BatchNormFacts, Decision, FoldReport, Outcome
 from .blocks import Block, Folded, Pair, Picture, Prose, Section, table
 from .drawing import drawing
-from .figures import MOST_POINTS, ranges
+from .figures import MOST_POINTS, panels, ranges
 from .page import many
 from .text import WAYS, by_reason, fate, place, staying, ways
 
@@ -210,7 +210,7 @@ def weights(changes: Changes, ident: str) -> Section | None:
         for i, r in enumerate(changes.ranges, 1)
     ]
     head = ("number", "node", "operator", "input", "lowest before", "highest", "lowest after", "highest")
-    step = math.ceil(len(rows) / MOST_POINTS)
+    step = max(math.ceil(len(group) / MOST_POINTS) for _, group in panels(changes.ranges))
     caption = (
         "Each bar spans from the smallest to the largest number of one constant, in the order of the graph. "
         "After a fold the weights carry the scales of the normalization, the biases its shifts; a range that "
@@ -218,6 +218,15 @@ def weights(changes: Changes, ident: str) -> Section | None:
     )
     if step > 1:
         caption += f" Up to {step} neighbouring constants share a bar, which spans them all."
+    odd = sum(
+        not math.isfinite(e)
+        for r in changes.ranges
+        for s in (r.before, r.after)
+        if s
+        for e in (s.low, s.high)
+    )
+    if odd:
+        caption += " A constant that holds NaN or infinity has no bar there."
     label = f"Ranges of {many(len(rows), 'constant')} before and after the fold"
     return Section(
         "weights",
