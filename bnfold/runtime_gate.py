@@ -366,9 +366,13 @@ def _over(error: float, explained: float) -> float:
 
 
 def _blame(check: RuntimeCheck, path: Path, tolerance: float) -> str:
+    what = f"output '{check.output}' of '{path}' in onnxruntime (optimizations {check.level}, {check.feed})"
+    if check.candidate_error == 0:  # what is off is no number
+        return (
+            f"{what} has NaN or infinities in other places than its own exact values, and the reference fewer"
+        )
     return (
-        f"output '{check.output}' of '{path}' in onnxruntime (optimizations {check.level}, {check.feed}) is "
-        f"off by {check.candidate_error:.3g} from its own exact values, {check.ratio:.3g} times what "
-        f"rounding and the reference's error there ({check.reference_error:.3g}) explain; {tolerance:g} "
+        f"{what} is off by {check.candidate_error:.3g} from its own exact values, {check.ratio:.3g} times "
+        f"what rounding and the reference's error there ({check.reference_error:.3g}) explain; {tolerance:g} "
         "times is accepted"
     )

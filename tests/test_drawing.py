@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
 from reports import HOSTILE
 
 from bnfold.changes import DrawnNode, Picture, Role
-from bnfold.render.drawing import drawing, spoken
+from bnfold.render.drawing import MOST_BOXES, drawing, reduced, spoken
 
 CHAIN = Picture(
     (
@@ -80,6 +81,62 @@ class TestLayout:
 
     def test_the_same_picture_gives_the_same_bytes(self) -> None:
         assert drawing(RESIDUAL, "After") == drawing(RESIDUAL, "After")
+
+
+class TestTooMany:
+    """What would be wider or higher than a screen."""
+
+    def fan(self, readers: int) -> Picture:
+        norm = DrawnNode(0, "BatchNormalization", "bn", Role.GOES)
+        convs = (DrawnNode(i, "Conv", f"conv{i}", Role.ABSORBS) for i in range(1, readers + 1))
+        return Picture((norm, *convs), tuple((0, i) for i in range(1, readers + 1)))
+
+    def chain(self, length: int) -> Picture:
+        relus = tuple(DrawnNode(i, "Relu", f"relu{i}", Role.PASSES) for i in range(length))
+        return Picture(relus, tuple(pairwise(range(length))))
+
+    def test_few_are_drawn_as_they_are(self) -> None:
+        for picture in (CHAIN, RESIDUAL, self.fan(8), self.chain(MOST_BOXES)):
+            assert reduced(picture) == picture
+
+    def test_many_abreast(self) -> None:
+        picture = reduced(self.fan(2000))
+        assert len(picture.nodes) == 9 and len(picture.edges) == 8
+        last = picture.nodes[-1]
+        assert (last.op_type, last.name) == ("and 1,993 more", "1,993 Conv")
+
+    def test_many_one_below_the_other(self) -> None:
+        picture = reduced(self.chain(3000))
+        assert len(picture.nodes) == MOST_BOXES
+        (more,) = (node for node in picture.nodes if node.op_type.startswith("and"))
+        assert (more.op_type, more.name) == ("and 2,961 more", "2,961 Relu")
+        assert picture.nodes[0].name == "relu0" and picture.nodes[-1].name == "relu2999"
+        keys = [node.key for node in picture.nodes]
+        assert picture.edges == tuple(pairwise(keys))  # in one piece
+
+    @pytest.mark.parametrize("width", [7, 9, 100])
+    def test_many_of_both(self, width: int) -> None:
+        nodes = tuple(DrawnNode(i, "Add", f"n{i}", Role.NEAR) for i in range(100 * width))
+        edges = tuple((i, i + width) for i in range(99 * width))
+        picture = reduced(Picture(nodes, edges))
+        assert len(picture.nodes) <= MOST_BOXES
+        kept = [node for node in picture.nodes if not node.op_type.startswith("and")]
+        more = [node.op_type.split()[1] for node in picture.nodes if node not in kept]
+        assert len(kept) + sum(int(n.replace(",", "")) for n in more) == len(nodes)
+
+    @pytest.mark.parametrize("size", [50, 2000])
+    def test_its_size_is_bounded(self, size: int) -> None:
+        for picture in (self.fan(size), self.chain(size)):
+            svg = drawing(picture, "Before")
+            root = ElementTree.fromstring(svg)
+            assert len(svg) < 60_000 and len(root.attrib["aria-label"]) <= 4000
+            assert int(root.attrib["width"]) < 2000 and int(root.attrib["height"]) < 4000
+            assert "more" in root.attrib["aria-label"]
+
+    def test_those_that_matter_are_kept(self) -> None:
+        near = tuple(DrawnNode(i, "Relu", f"n{i}", Role.NEAR) for i in range(50))
+        goes = DrawnNode(50, "BatchNormalization", "bn", Role.GOES)
+        assert goes in reduced(Picture((*near, goes), ())).nodes
 
 
 class TestWords:

@@ -384,7 +384,41 @@ def chain(layers: int, name: str) -> onnx.ModelProto:
     return proto
 
 
+def shapes(number: int, readers: int = 1) -> bnfold.OptimizeReport:
+    """Each fold in another shape, and read by so many."""
+
+    def site(i: int) -> FoldedSite:
+        ends = tuple(DrawnNode(k, "Conv", f"conv{k}", Role.ABSORBS) for k in range(1, readers + 1))
+        norm = DrawnNode(0, f"Kind{i}", f"bn{i}", Role.GOES)
+        return FoldedSite(i, Picture((norm, *ends), tuple((0, end.key) for end in ends)), Picture(ends, ()))
+
+    into = tuple(f"conv{k}" for k in range(readers))
+    decisions = (decision(f"bn{i}", into=into, into_types=("Conv",) * readers) for i in range(number))
+    sizes = Size(1, 4), Size(1, 4)
+    return replace(report(*decisions), changes=Changes(*sizes, tuple(map(site, range(number))), ()))
+
+
 class TestSize:
+    def test_a_value_of_thousands_of_readers(self) -> None:
+        text = page(shapes(3, 2000))
+        assert len(text.encode()) < 200_000 and "1,993 Conv" in text
+        labels = [a["aria-label"] or "" for tag, a in Tree(text).elements if tag == "svg"]
+        assert max(map(len, labels)) <= 4000
+
+    def test_more_shapes_than_are_drawn(self) -> None:
+        text = page(shapes(1000, 20))
+        assert len(text.encode()) < 3_000_000
+        (shown,) = re.findall(
+            r"There are 1,000 folds of 1,000 shapes: the first of (\d+) shapes is drawn.", text
+        )
+        assert text.count('<figure class="pair">') == int(shown) > 40
+
+    def test_ranges_are_in_no_other_report(self) -> None:
+        row = drawn("conv").ranges
+        many = replace(drawn("conv"), ranges=row * 3001)
+        text = Tree(page(replace(whole(), changes=many))).text
+        assert "1 more row is not shown; other reports have none of these." in text
+
     def test_a_resnet_50(self) -> None:
         found = bnfold.inspect(RESNET, changes=True)
         assert len(found.batchnorms) == 53

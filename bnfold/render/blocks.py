@@ -56,6 +56,7 @@ class Table:
         aligned: Per column: "<" words, ">" numbers, "=" names out of the model.
         rows: Their cells; the first one names the row.
         cut: How many more rows there were.
+        elsewhere: Where these are.
     """
 
     kind: ClassVar = "table"
@@ -64,6 +65,7 @@ class Table:
     aligned: str
     rows: tuple[tuple[str, ...], ...]
     cut: int = 0
+    elsewhere: str = "--json has them all"
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,13 @@ class Picture:
     Attributes:
         svg: The drawing, escaped.
         caption: What it shows and how to read it.
+        name: What it is called where it cannot be seen.
     """
 
     kind: ClassVar = "picture"
     svg: str
     caption: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ def table(
     rows: Sequence[Sequence[str]],
     *,
     most: int = 3000,
+    elsewhere: str = Table.elsewhere,
 ) -> Table:
     """A table of at most so many rows, and of those columns that say anything in them."""
     shown = [tuple(map(clipped, row)) for row in rows[:most]]
@@ -139,7 +144,8 @@ def table(
     def kept(cells: Sequence[str]) -> tuple[str, ...]:
         return tuple(cells[i] for i in full)
 
-    return Table(caption, kept(head), "".join(kept(aligned)), tuple(map(kept, shown)), len(rows) - len(shown))
+    cut = len(rows) - len(shown)
+    return Table(caption, kept(head), "".join(kept(aligned)), tuple(map(kept, shown)), cut, elsewhere)
 
 
 def clipped(text: str, longest: int = _LONGEST) -> str:

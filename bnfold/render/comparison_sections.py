@@ -43,6 +43,7 @@ def errors(report: VerifyReport, ident: str) -> Section | None:
             Picture(
                 growth(checks, report.tolerance, f"{ident}growth", _spoken(checks)),
                 _legend(checks, report.tolerance),
+                "error and noise",
             )
         )
     worst = sorted(checks, key=badness, reverse=True)[:_WORST]
@@ -142,7 +143,13 @@ def outputs(algebra: AlgebraReport, ident: str) -> Section | None:
         )
         if shown < len(measured):
             caption += f" The {shown} worst of {len(measured)} outputs."
-        blocks.append(Picture(histograms(measured, f"{ident}ulp", _spoken_ulps(measured[:shown])), caption))
+        blocks.append(
+            Picture(
+                histograms(measured, f"{ident}ulp", _spoken_ulps(measured[:shown])),
+                caption,
+                "differences in ulp",
+            )
+        )
     head = (
         "output",
         "ratio",
@@ -222,11 +229,8 @@ def _runtime(runtime: RuntimeReport) -> list[Block]:
             c.level,
             c.feed,
             f"{c.reference_error:.3g}",
-            *(
-                (f"{c.candidate_error:.3g}", f"{c.ratio:.3g}")
-                if math.isfinite(c.ratio)
-                else ("-", "no number")
-            ),
+            f"{c.candidate_error:.3g}" if c.candidate_error or math.isfinite(c.ratio) else "-",
+            f"{c.ratio:.3g}" if math.isfinite(c.ratio) else "no number",
             "accepted" if c.passed else "beyond",
         )
         for c in sorted(runtime.checks, key=lambda c: (not c.passed, c.ratio), reverse=True)

@@ -1,13 +1,14 @@
 """Small graphs as SVG: boxes in layers, data flows from the top to the bottom.
 
-A node stands one layer below the lowest of those it reads. A drawing holds no identifiers, styles or
-scripts, so that any number of them fit on one page, and its texts have the colour of the page's.
+A node stands one layer below the lowest of those it reads. Where there are too many, some of a layer, or
+the layers in the middle, are one box that says how many they are. A drawing holds no identifiers, styles
+or scripts, so that any number of them fit on one page, and its texts have the colour of the page's.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -19,6 +20,9 @@ _WIDTH, _HEIGHT, _GAP, _DROP, _MARGIN = 190, 54, 16, 30, 6
 _WAYPOINT = 14  # room for an edge that passes a layer
 _LETTERS = 27  # of a name in a box
 _SPOKEN = 80  # of a name in the text alternative
+_MOST_SPOKEN = 4000  # of all of it
+_ABREAST = 8  # boxes in a layer, the one for the others among them
+MOST_BOXES = 40
 
 ROLES = {
     Role.GOES: "goes",
@@ -49,6 +53,7 @@ _Spot = int | _Waypoint
 
 def drawing(picture: Picture, what: str) -> str:
     """The picture as SVG; `what` begins its text alternative."""
+    picture = reduced(picture)
     layers = _layers(picture)
     spots, width, height = _placed(layers)
     lines = [
@@ -68,11 +73,65 @@ def spoken(picture: Picture, what: str) -> str:
     told = [f"{_called(node)} ({ROLES[node.role]})" for node in picture.nodes]
     flow = [f"{names[a]} to {names[b]}" for a, b in picture.edges]
     text = f"{what}: {', '.join(told) or 'nothing'}."
-    return printable(f"{text} Data flows {', '.join(flow)}." if flow else text)
+    return clipped(printable(f"{text} Data flows {', '.join(flow)}." if flow else text), _MOST_SPOKEN)
 
 
 def _called(node: DrawnNode) -> str:
     return f"{clipped(node.op_type, _SPOKEN)} '{clipped(node.name, _SPOKEN)}'"
+
+
+# Too many
+
+
+def reduced(picture: Picture) -> Picture:
+    """The picture with at most `MOST_BOXES` boxes."""
+    level = _levels(picture)
+    layers: list[list[DrawnNode]] = [[] for _ in range(max(level.values(), default=-1) + 1)]
+    for node in picture.nodes:
+        layers[level[node.key]].append(node)
+    groups = [group for layer in layers for group in _abreast(layer)]
+    if len(groups) > MOST_BOXES:
+        ends = _whole(layers, MOST_BOXES // 2), _whole(layers[::-1], (MOST_BOXES - 1) // 2)
+        top, bottom = layers[: ends[0]], layers[len(layers) - ends[1] :]
+        middle = [node for layer in layers[ends[0] : len(layers) - ends[1]] for node in layer]
+        groups = [
+            *(group for layer in top for group in _abreast(layer)),
+            middle,
+            *(group for layer in bottom for group in _abreast(layer)),
+        ]
+    boxes = [_box_of(group, -i) for i, group in enumerate(groups, 1)]
+    held = {node.key: box.key for group, box in zip(groups, boxes, strict=True) for node in group}
+    edges = dict.fromkeys((held[a], held[b]) for a, b in picture.edges)
+    return Picture(tuple(boxes), tuple(edge for edge in edges if edge[0] != edge[1]))
+
+
+def _abreast(layer: Sequence[DrawnNode]) -> list[list[DrawnNode]]:
+    """What stands side by side: each node alone, and those that are too many together."""
+    if len(layer) <= _ABREAST:
+        return [[node] for node in layer]
+    first = sorted(layer, key=lambda node: list(ROLES).index(node.role))
+    return [*([node] for node in first[: _ABREAST - 1]), first[_ABREAST - 1 :]]
+
+
+def _whole(layers: Iterable[Sequence[DrawnNode]], most: int) -> int:
+    """How many layers fit into so many boxes."""
+    fit = 0
+    for layer in layers:
+        most -= len(_abreast(layer))
+        if most < 0:
+            break
+        fit += 1
+    return fit
+
+
+def _box_of(group: Sequence[DrawnNode], key: int) -> DrawnNode:
+    """The node, or one that stands for several."""
+    if len(group) == 1:
+        return group[0]
+    (kind, number), *others = Counter(node.op_type for node in group).most_common()
+    rest = f", {len(group) - number:,} others" if others else ""
+    role = min((node.role for node in group), key=list(ROLES).index)
+    return DrawnNode(key, f"and {len(group):,} more", f"{number:,} {kind}{rest}", role)
 
 
 # Layout
@@ -107,15 +166,16 @@ def _layers(picture: Picture) -> list[list[_Spot]]:
 
 def _levels(picture: Picture) -> dict[int, int]:
     level = {node.key: 0 for node in picture.nodes}
+    sources: dict[int, list[int]] = defaultdict(list)
+    readers: dict[int, list[int]] = defaultdict(list)
+    for a, b in picture.edges:
+        sources[b].append(a)
+        readers[a].append(b)
     for node in picture.nodes:  # in topological order
-        for a, b in picture.edges:
-            if b == node.key:
-                level[b] = max(level[b], level[a] + 1)
-    read = {b for _, b in picture.edges}
+        level[node.key] = max((level[a] + 1 for a in sources[node.key]), default=0)
     for node in picture.nodes:  # what reads nothing stands right above its reader, not at the top
-        readers = [level[b] for a, b in picture.edges if a == node.key]
-        if node.key not in read and readers:
-            level[node.key] = min(readers) - 1
+        if not sources[node.key] and readers[node.key]:
+            level[node.key] = min(level[b] for b in readers[node.key]) - 1
     return level
 
 

@@ -10,19 +10,20 @@ from itertools import pairwise
 from .. import changes as drawn
 from ..changes import Changes, FoldedSite, Size
 from ..report import BatchNormFacts, Decision, FoldReport, Outcome
-from .blocks import Block, Folded, Pair, Picture, Prose, Section, table
-from .drawing import drawing
+from .blocks import Block, Folded, Pair, Picture, Prose, Section, clipped, table
+from .drawing import MOST_BOXES, drawing
 from .figures import MOST_POINTS, panels, ranges
 from .page import many
 from .text import WAYS, by_reason, fate, place, staying, ways
 
-MOST_DRAWINGS = 150  # of all, half of them before and half after
+MOST_DRAWN = 2000  # boxes in all drawings together
 _MOST_OTHERS = 500
 
 _LEGEND = (
     "Data flows from the top to the bottom. A dashed red box with its name struck out goes; a thick blue one "
     "takes its scale and shift into its own constants; an amber one is what had to stay behind; thin ones "
-    "are on the way, or neighbours. Each box says so as well."
+    "are on the way, or neighbours, at most four on each side of a node. Each box says so as well. Before is "
+    "the model before all folds, after the one after all of them."
 )
 _STORED = (
     "A BatchNormalization of C channels stores 4C numbers: scale and bias, which are trained, mean and "
@@ -81,28 +82,45 @@ def folds(fold: FoldReport, changes: Changes | None) -> Section | None:
     for i, d in done:
         kind = _shape(sites[i]) if i in sites else (d.op_types, d.into_types, d.left)
         groups.setdefault((d.outcome, kind), []).append(i)
-    all_drawn = 2 * len(sites) <= MOST_DRAWINGS
+    members = sorted(groups.values(), key=len, reverse=True)
+    pictured = _pictured([[sites[i] for i in group if i in sites] for group in members])
+    shown = sum(map(len, pictured))
     blocks: list[Block] = [
         Prose(ways(fold.decisions)),
         Prose(
-            "Pulled means: into the operators that come before; pushed: into those that come after. "
+            "Pulled means: into the operators that come before; pushed: into those that come after; merged: "
+            "several of a run became fewer, which stay; removed: it had no effect. "
             "Folds of one shape stand together."
         ),
     ]
     if sites:
         blocks.append(Prose(_LEGEND))
-    if sites and not all_drawn:
-        blocks.append(
-            Prose(f"There are {len(sites):,} folds: of each shape only the first is drawn.", strong=True)
-        )
-    left = MOST_DRAWINGS // 2
-    for members in sorted(groups.values(), key=len, reverse=True):
-        found = [sites[i] for i in members if i in sites]
-        pictured = (found if all_drawn else found[:1])[: max(left, 0)]
-        left -= len(pictured)
-        opened = not any(isinstance(block, Folded) for block in blocks)
-        blocks.append(_group(fold.decisions, members, pictured, opened))
+    if shown < len(sites):
+        blocks.append(Prose(_not_all(len(sites), shown, len(groups)), strong=True))
+    for i, (group, found) in enumerate(zip(members, pictured, strict=True)):
+        blocks.append(_group(fold.decisions, group, found, opened=i == 0))
     return Section("folds", "What folds", tuple(blocks))
+
+
+def _pictured(groups: Sequence[Sequence[FoldedSite]]) -> list[Sequence[FoldedSite]]:
+    """All, or the first of each shape, while there is room."""
+    if sum(_boxes(site) for group in groups for site in group) <= MOST_DRAWN:
+        return list(groups)
+    left, found = MOST_DRAWN, []
+    for group in groups:
+        left -= sum(map(_boxes, group[:1]))
+        found.append(group[:1] if left >= 0 else [])
+    return found
+
+
+def _boxes(site: FoldedSite) -> int:
+    return sum(min(len(picture.nodes), MOST_BOXES) for picture in (site.before, site.after))
+
+
+def _not_all(folds: int, shown: int, shapes: int) -> str:
+    if shown == shapes:
+        return f"There are {folds:,} folds: of each shape only the first is drawn."
+    return f"There are {folds:,} folds of {shapes:,} shapes: the first of {shown:,} shapes is drawn."
 
 
 def _shape(site: FoldedSite) -> object:
@@ -125,10 +143,10 @@ def _group(
     head = ("site", "into", "channels", "stays behind", "remark")
     pairs = [_pair(decisions[site.decision], site) for site in pictured]
     rest: tuple[Block, ...] = (
-        (Folded(f"{len(pairs) - 1} more drawings", tuple(pairs[1:])),) if pairs[1:] else ()
+        (Folded(f"{many(len(pairs) - 1, 'more drawing')}", tuple(pairs[1:])),) if pairs[1:] else ()
     )
     return Folded(
-        f"{len(members):,} x {way}: {WAYS[first.outcome]}",
+        f"{len(members):,} x {clipped(way)}: {WAYS[first.outcome]}",
         (*pairs[:1], table("The folds of this shape", head, "==>==", rows), *rest),
         opened,
     )
@@ -152,8 +170,8 @@ def _member(d: Decision) -> tuple[str, ...]:
 
 
 def _pair(d: Decision, site: FoldedSite) -> Pair:
-    into = f" into {', '.join(d.into)}" if d.into else ""
-    told = f"{place(d)}: {WAYS[d.outcome]}{into}"
+    into = f" into {clipped(', '.join(d.into))}" if d.into else ""
+    told = f"{clipped(place(d))}: {WAYS[d.outcome]}{into}"
     return Pair(drawing(site.before, f"Before, {told}"), drawing(site.after, f"After, {told}"), told)
 
 
@@ -232,8 +250,19 @@ def weights(changes: Changes, ident: str) -> Section | None:
         "weights",
         "Ranges of the weights",
         (
-            Picture(ranges(changes.ranges, f"{ident}ranges", label), caption),
-            Folded("All ranges in numbers", (table("Ranges of the weights", head, ">=<>>>>>", rows),)),
+            Picture(ranges(changes.ranges, f"{ident}ranges", label), caption, "ranges of constants"),
+            Folded(
+                "All ranges in numbers",
+                (
+                    table(
+                        "Ranges of the weights",
+                        head,
+                        ">=<>>>>>",
+                        rows,
+                        elsewhere="other reports have none of these",
+                    ),
+                ),
+            ),
         ),
     )
 

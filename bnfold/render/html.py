@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +75,11 @@ def html(digests: Sequence[Digest], surroundings: Surroundings) -> str:
     parts = [_part(digest, f"r{i}-" if len(digests) > 1 else "") for i, digest in enumerate(digests, 1)]
     digested = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return environment.get_template("report.html").render(
-        parts=parts, surroundings=surroundings, style=style, style_hash=f"sha256-{digested}"
+        parts=parts,
+        totals=Counter(part.badge for part in parts),
+        surroundings=surroundings,
+        style=style,
+        style_hash=f"sha256-{digested}",
     )
 
 

@@ -35,7 +35,7 @@ def recalibration(report: RecalibrateReport, ident: str) -> Section:
         found = many(len(report.layers), "BatchNormalization")
         label = f"Drift, standard errors and certificate of {found} in the order of the graph"
         blocks += [
-            Picture(drift(report.layers, f"{ident}drift", label), _legend(report)),
+            Picture(drift(report.layers, f"{ident}drift", label), _legend(report), "recalibrated statistics"),
             table("Layers in the order of the graph", _HEAD, ">=" + ">" * 10 + "<", _rows(report)),
         ]
     return Section("recalibration", "Recalibrated statistics", tuple(blocks))
@@ -44,15 +44,15 @@ def recalibration(report: RecalibrateReport, ident: str) -> Section:
 def _legend(report: RecalibrateReport) -> str:
     text = (
         "Points are layers in the order of the graph, each by its worst channel. A mean moves in standard "
-        "deviations of its channel; a variance by the logarithm of its change, 0.69 is a factor of two. The "
-        "standard error tells how far other samples of the same data might have led: below 0.1 is usual. The "
-        "certificate compares what is stored with what really comes in once all layers are done; up to 1 is "
-        "rounding."
+        "deviations of its channel; a variance by the logarithm of its change, 0.69 is a factor of two; an "
+        "output by the root mean square of its change, in its own unit. The standard error tells how far "
+        "other samples of the same data might have led: below 0.1 is usual. The certificate compares what is "
+        "stored with what really comes in once all layers are done; up to 1 is rounding."
     )
     if any(math.isinf(x.mean_error) or math.isinf(x.var_error) for x in report.layers):
         text += " Errors on the upper edge are not known: a single sample does not tell."
-    if any(0 in (x.mean_drift, x.var_drift, x.output_drift) for x in report.layers):
-        text += " What did not move at all lies on the lower edge."
+    if any(0 in (x.mean_drift, x.var_drift, x.output_drift, x.limit_used) for x in report.layers):
+        text += " What did not move at all, or uses nothing of its limit, lies on the lower edge."
     return text
 
 
