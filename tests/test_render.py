@@ -312,6 +312,16 @@ class TestCompared:
         assert text.index("y19") < text.index("y18")  # the worst first
         assert "and 8 outputs more" in text and len(text.splitlines()) <= SCREEN
 
+    def test_an_output_that_is_called_otherwise_decides(self) -> None:
+        lost = OutputCheck("early", None, missing="it has none", decided=False)
+        other = (Difference("output", "early", "other"),)
+        failing = verification(
+            verdict=Verdict.FAIL, differences=other, algebra=AlgebraReport(Verdict.FAIL, (lost,))
+        )
+        text = flat(compared(failing, Page()))
+        assert "decides nothing" not in text and "under the same names and types" in text
+        assert "this decides nothing here" in flat(compared(verification(differences=other), Page()))
+
     @pytest.mark.parametrize("width", range(20, 90))
     def test_figures_in_ulp_go_together(self, width: int) -> None:
         """Without the head of the first, "max" would be that of something else."""

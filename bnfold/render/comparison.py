@@ -39,7 +39,9 @@ def compared(report: VerifyReport, page: Page) -> str:
     if report.certificate is not None:
         lines += page.prose(f"Certificate: {certified(report.certificate)}", hang=2)
     if report.differences:
-        lines += ["", *page.prose("What the two say of themselves differs; this decides nothing here:")]
+        deciding = report.verdict is not Verdict.PASS and interface(report)
+        told = "" if deciding else "; this decides nothing here"
+        lines += ["", *page.prose(f"What the two say of themselves differs{told}:")]
         for d in report.differences:
             lines += page.prose(f"- {unlike(d)}", 2, 2)
     if report.verdict is not Verdict.PASS:
