@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -16,6 +17,13 @@ collect_ignore_glob = (
 
 def pytest_report_header() -> str:
     return "" if HAS_TORCH else "PyTorch is not installed: the tests of its side are left out"
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_each_time() -> None:
+    """Modules draw their first weights from the numbers of the process."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True, scope="session")

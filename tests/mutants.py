@@ -335,7 +335,7 @@ MUTANTS = [
       "and False"),
     M("pytorch/calls", "unknown code changes nothing", "or not _is_torchs(node.target):", "or False:"),
     M("pytorch/equal", "any gap is rounding", "if not gap <= _TOLERANCE", "if not gap >= 0 * _TOLERANCE"),
-    M("pytorch/equal", "hooks run", "alone = hooks and", "alone ="),
+    M("pytorch/equal", "hooks run", "for hooks in (none, alone):", "for hooks in (alone,):"),
     M("pytorch/fold", "optional arguments are no matter", "if traced.optional:  # the code",
       "if False:  # the code"),
     M("pytorch/fold", "a module in training mode is changed", "if inplace and module.training:",

@@ -142,7 +142,7 @@ COMMANDS: dict[str, tuple[list[str], int, list[str]]] = {
             "53 of 53",
             "Recalibrated on 12 samples",
             "Verified: in the finished model",
-            "Verified: 121 tensors",
+            "Verified: against the recalibrated model, 121 tensors",
         ],
     ),
     "inspect": (

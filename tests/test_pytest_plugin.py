@@ -9,7 +9,6 @@ import sys
 import sysconfig
 import xml.etree.ElementTree as ET
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +55,6 @@ def imported() -> None:
         assert_equivalent(ORIGINAL, WRONG)
     for part in ("artifacts", "render.digest", "render.markdown", "render.surroundings"):
         import_module(f"bnfold.{part}")
-    if find_spec("torch") is not None:
-        import_module("bnfold.pytorch.equivalent")
 
 
 @pytest.fixture
@@ -78,7 +75,9 @@ def properties(path: Path) -> Properties:
 
 def run(project: pytest.Pytester, text: str, *options: str) -> tuple[pytest.RunResult, Properties]:
     project.makepyfile(test_models=HEAD + text)
-    result = project.runpytest_inprocess("--junit-xml=junit.xml", "-p", "no:cacheprovider", *options)
+    # A session in this process forgets what it imports, and PyTorch bears to be imported only once.
+    start = project.runpytest_subprocess if "import torch" in text else project.runpytest_inprocess
+    result = start("--junit-xml=junit.xml", "-p", "no:cacheprovider", *options)
     return result, properties(project.path / "junit.xml")
 
 
