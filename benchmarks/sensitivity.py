@@ -24,10 +24,10 @@ import numpy as np
 import onnx
 import onnxruntime
 from faults import FAULTS, SINGLE_PRECISION, Folded, fold, plant, size
-from nets import NETS
 from numpy.typing import NDArray
 from onnx import helper
 from options import several_of
+from sensitivity_nets import NETS
 from table import table
 
 import bnfold

@@ -19,8 +19,8 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import faults
 import sensitivity
-from nets import NETS
 from sensitivity import OURS, Outcome, Results, Trial
+from sensitivity_nets import NETS
 
 FAULTS = {fault.name: fault for fault in faults.FAULTS}
 SEED = 3
