@@ -32,7 +32,7 @@ from bnfold import (
 )
 from bnfold.render import as_json
 from bnfold.render.comparison import compared
-from bnfold.render.page import Page, printable
+from bnfold.render.page import Page, printable, table
 from bnfold.render.reasons import markdown
 from bnfold.render.recalibration import recalibrated
 from bnfold.render.text import explained, inspected, optimized, reasons
@@ -333,6 +333,14 @@ class TestCompared:
     def test_fits(self, width: int) -> None:
         text = compared(verification(check("a")), Page(width))
         assert max(map(len, text.splitlines())) <= width
+
+
+def test_columns_give_way_before_names_look_alike() -> None:
+    rows = [("name", "figure"), *((f"a/{'long' * 5}/{i}/b/{'end' * 5}", "0") for i in range(3))]
+    wide = list(table(rows, "<>", Page(40), spare=((1,),)))
+    assert "figure" not in wide[0] and len(set(wide)) == 4
+    alike = [("name", "figure"), *((f"{'long' * 20}/{i}/{'end' * 20}", "0") for i in range(3))]
+    assert len(set(table(alike, "<>", Page(40)))) == 2  # nothing can be done
 
 
 PASSED = """

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 _NARROWEST, _WIDEST = 40, 100
+_LEAST = 12  # columns of a table's first
 
 
 class Ink(StrEnum):
@@ -78,7 +79,8 @@ def table(
         rows: The cells; the head comes first.
         aligned: "<" or ">" per column.
         page: Where it goes.
-        spare: Columns that go, group by group, while there is no room for twelve characters in the first.
+        spare: Columns that go, group by group, while names in the first have no room for twelve characters,
+            or would look alike.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     shown = list(range(len(aligned)))
@@ -86,10 +88,16 @@ def table(
     def room() -> int:
         return page.width - sum(widths[i] + 2 for i in shown[1:]) - 2
 
+    def is_legible() -> bool:
+        """Whether there is room for names, so that no two look alike that are not."""
+        names = {row[0] for row in rows}
+        shortened = {_shortened(name, min(widths[0], max(room(), _LEAST))) for name in names}
+        return room() >= min(_LEAST, widths[0]) and len(shortened) == len(names)
+
     for group in spare:
-        if room() < min(12, widths[0]):
+        if not is_legible():
             shown = [column for column in shown if column not in group]
-    widths[0] = min(widths[0], max(room(), 12))
+    widths[0] = min(widths[0], max(room(), _LEAST))
     for row in rows:
         cells = (f"{_shortened(row[i], widths[i]):{aligned[i]}{widths[i]}}" for i in shown)
         yield ("  " + "  ".join(cells)).rstrip()
