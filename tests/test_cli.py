@@ -453,7 +453,7 @@ class TestInspect:
         path = store(tmp_path, foldable())
         result = run("inspect", path)
         assert result.exit_code == 0 and not result.stderr
-        assert "16 parameters, 8 of them trained" in " ".join(result.stdout.split())
+        assert "16 parameters, 8 of them trainable" in " ".join(result.stdout.split())
         assert list(snapshot(tmp_path)) == ["model.onnx"]
 
     def test_json(self, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ class TestGrowth:
 class TestHistograms:
     def test_shares_and_edges(self) -> None:
         found = texts(histograms([OUTPUT], "f", ""))
-        assert {"y", "40%", "50%", "9%", "1%", "0.5", "more"} <= set(found)
+        assert {"output y", "40%", "50%", "9%", "1%", "0.5", "more"} <= set(found)
 
     def test_few_of_many_outputs(self) -> None:
         found = texts(histograms([replace(OUTPUT, name=f"out{i}") for i in range(50)], "f", ""))

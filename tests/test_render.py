@@ -192,15 +192,15 @@ class TestInspected:
 
 
 WORST_FIRST = """
-model.onnx: 5 BatchNormalizations with 160 parameters, 80 of them trained; 4
+model.onnx: 5 BatchNormalizations with 160 parameters, 80 of them trainable; 4
 would fold
 
-  node       channels  parameters  trained  statistics     outcome
-  broken            8          32       16  2 not finite   folds backward
-  stays             8          32       16  fine           stays: BNF305
-  untrained         8          32       16  never trained  folds backward
-  dead              8          32       16  3 dead         folds backward
-  good              8          32       16  fine           folds backward
+  node       channels  parameters  trainable  statistics     outcome
+  broken            8          32         16  2 not finite   folds backward
+  stays             8          32         16  fine           stays: BNF305
+  untrained         8          32         16  never trained  folds backward
+  dead              8          32         16  3 dead         folds backward
+  good              8          32         16  fine           folds backward
 """
 
 

@@ -214,6 +214,15 @@ class TestDigest:
         names = [(case.name, case.status.value) for case in digest(found, fail_on={"foldable"}).cases[1:]]
         assert names == [("BatchNormalization 'goes'", "fail"), ("BatchNormalization 'stays'", "pass")]
 
+    def test_what_is_wrong_with_the_model_itself_is_told(self) -> None:
+        found = digest(
+            inspection(facts("a", untouched=True), facts("b", untouched=True), facts("c", non_finite=3))
+        )
+        told = " ".join(found.next)
+        assert "statistics of 2 BatchNormalizations are those before any training" in told
+        assert "1 BatchNormalization holds NaN or infinity" in told
+        assert "training" not in " ".join(digest(inspection(facts("a"))).next)
+
     def test_a_site(self) -> None:
         inner = decision("bn", Outcome.PUSHED, graph="then", left=("Add",), detail="rounded")
         (_, told, *_) = digest(report(inner)).cases

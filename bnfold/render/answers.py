@@ -117,7 +117,7 @@ def _comparison(report: Report) -> str:
             return "Yes: nothing was changed."
         case OptimizeReport(verification=VerifyReport() as found, recalibration=RecalibrateReport()):
             told = proof(found, "the recalibrated model's")
-            return f"Yes: the result computes the same function as the recalibrated model. {told}"
+            return f"The fold, yes: the result computes what the recalibrated model computes. {told}"
         case OptimizeReport(verification=VerifyReport() as found):
             return f"Yes: the result computes the same function. {proof(found)}"
         case VerifyReport() as found:

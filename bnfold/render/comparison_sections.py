@@ -197,7 +197,7 @@ def _spoken_ulps(outputs: Sequence[OutputCheck]) -> str:
     return f"Histograms of differences: {', '.join(told)}"
 
 
-# Other witnesses
+# Independent checks
 
 
 def witnesses(report: VerifyReport) -> Section | None:
@@ -217,11 +217,14 @@ def witnesses(report: VerifyReport) -> Section | None:
     feeds = (Items(report.algebra.feeds), Prose(f"Seed: {report.seed}."))
     if report.algebra.feeds:
         blocks.append(Folded("What both models were fed", feeds))
-    return Section("witnesses", "Other witnesses", tuple(blocks)) if blocks else None
+    return Section("witnesses", "Independent checks", tuple(blocks)) if blocks else None
 
 
 def _runtime(runtime: RuntimeReport) -> list[Block]:
-    told = f"onnxruntime, run on both models: {runtime.verdict.value}. {runtime.message}"
+    told = (
+        f"onnxruntime: {runtime.verdict.value}. {runtime.message} Each model's values in onnxruntime are "
+        "held against its own in float64; whether the two models are alike is told above."
+    )
     blocks: list[Block] = [Prose(told.strip())]
     rows = [
         (

@@ -16,6 +16,7 @@ from ..changes import Size
 from ..errors import BnfoldError
 from ..recalibration import Method, RecalibrateReport
 from ..report import (
+    BatchNormFacts,
     ExportReport,
     FailureReport,
     FoldReport,
@@ -447,8 +448,23 @@ def _after_look(report: InspectReport) -> Iterator[str]:
     elif not report.batchnorms:
         yield "Nothing to do: there is no BatchNormalization."
     else:
-        yield "Nothing to fold here."
+        yield "Nothing folds as the model is."
+    yield from _about_statistics(report.batchnorms)
     yield from _about_kept(report.fold)
+
+
+def _about_statistics(found: Sequence[BatchNormFacts]) -> Iterator[str]:
+    """What may be wrong with the model itself."""
+    if broken := sum(b.non_finite > 0 for b in found):
+        yield (
+            f"{many(broken, 'BatchNormalization')} {'holds' if broken == 1 else 'hold'} NaN or infinity: "
+            "training most likely diverged there."
+        )
+    if untouched := sum(b.untouched for b in found):
+        yield (
+            f"The statistics of {many(untouched, 'BatchNormalization')} are those before any training (mean "
+            "0, variance 1): look whether the model is the right one, or recalibrate it."
+        )
 
 
 def _about_kept(fold: FoldReport) -> Iterator[str]:
@@ -460,7 +476,8 @@ def _about_kept(fold: FoldReport) -> Iterator[str]:
             kept[d.reason] = kept.get(d.reason, 0) + number
     for reason, number in sorted(kept.items(), key=lambda item: -item[1]):
         if not reason.remedy.startswith("Nothing to do"):
-            yield f"{many(number, 'BatchNormalization')} may fold otherwise ({reason}): {reason.remedy}"
+            stays = "stays" if number == 1 else "stay"
+            yield f"{many(number, 'BatchNormalization')} {stays} for {reason}: {reason.remedy}"
 
 
 def _after_recalibration(report: RecalibrateReport, status: Status) -> Iterator[str]:

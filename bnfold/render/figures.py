@@ -136,7 +136,7 @@ def histograms(outputs: Sequence[OutputCheck], ident: str, label: str) -> str:
                 axes.tick_params(axis="x", rotation=45)
             axes.set_ylim(0, 118)
             axes.set_yticks([0, 50, 100], ["0%", "50%", "100%"])
-            axes.set_title(_name(name))
+            axes.set_title(f"output {_name(name)}")
             axes.set_xlabel("off by up to so many ulp")
         return _svg(figure, ident, label)
 

@@ -287,7 +287,7 @@ def batchnorms(found: Sequence[BatchNormFacts]) -> Section | None:
         )
         for b in found
     ]
-    head = ("node", "channels", "parameters", "trained", "statistics", "outcome")
+    head = ("node", "channels", "parameters", "trainable", "statistics", "outcome")
     return Section(
         "batchnorms",
         "Every BatchNormalization",

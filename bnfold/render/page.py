@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 _NARROWEST, _WIDEST = 40, 100
-_LEAST = 12  # columns of a table's first
+_LEAST, _WANTED = 12, 20  # characters of a table's first column
 
 
 class Ink(StrEnum):
@@ -79,7 +79,7 @@ def table(
         rows: The cells; the head comes first.
         aligned: "<" or ">" per column.
         page: Where it goes.
-        spare: Columns that go, group by group, while names in the first have no room for twelve characters,
+        spare: Columns that go, group by group, while names in the first have no room for twenty characters,
             or would look alike.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -92,7 +92,7 @@ def table(
         """Whether there is room for names, so that no two look alike that are not."""
         names = {row[0] for row in rows}
         shortened = {_shortened(name, min(widths[0], max(room(), _LEAST))) for name in names}
-        return room() >= min(_LEAST, widths[0]) and len(shortened) == len(names)
+        return room() >= min(_WANTED, widths[0]) and len(shortened) == len(names)
 
     for group in spare:
         if not is_legible():

@@ -306,7 +306,7 @@ def summary(report: InspectReport) -> str:
     would = len(report.foldable)
     parameters = sum(b.parameters or 0 for b in found)
     trained = sum(b.trained or 0 for b in found)
-    sizes = f"{parameters:,} parameters, {trained:,} of them trained"
+    sizes = f"{parameters:,} parameters, {trained:,} of them trainable"
     return f"{source}: {many(len(found), 'BatchNormalization')} with {sizes}; {would} would fold"
 
 
@@ -330,7 +330,7 @@ def fate(decision: Decision) -> str:
 
 def _listed(found: Iterable[BatchNormFacts], page: Page) -> Iterator[str]:
     """One line each."""
-    rows: list[tuple[str, ...]] = [("node", "channels", "parameters", "trained", "statistics", "outcome")]
+    rows: list[tuple[str, ...]] = [("node", "channels", "parameters", "trainable", "statistics", "outcome")]
     for b in found:
         sizes = ("?" if n is None else str(n) for n in (b.channels, b.parameters, b.trained))
         rows.append((_row_name(b), *sizes, _statistics(b), fate(b.decision)))
