@@ -74,6 +74,7 @@ render.assertion render.surroundings render.comparison render.recalibration
 render.drawing render.figures render.text render.reasons render.schema
 render.comparison_sections render.fold_sections render.recalibration_sections
 render.cases
+render.afterwards
 render.digest
 render.answers render.github render.junit render.markdown
 render.html

@@ -7,7 +7,6 @@ a file escapes what means something there.
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -16,19 +15,17 @@ from ..changes import Size
 from ..errors import BnfoldError
 from ..recalibration import Method, RecalibrateReport
 from ..report import (
-    BatchNormFacts,
     ExportReport,
     FailureReport,
     FoldReport,
     InspectReport,
     OptimizeReport,
-    Outcome,
-    Reason,
     Report,
 )
 from ..verification import Verdict, VerifyReport
+from .afterwards import afterwards
 from .cases import Case, Status, comparison, layers, module_outputs, sites, worst_first
-from .comparison import advice, certified, proof, sentence
+from .comparison import certified, proof, sentence
 from .page import Page, called, many, printable
 from .recalibration import settled
 from .text import (
@@ -36,7 +33,6 @@ from .text import (
     export_headline,
     folded_proof,
     optimize_headline,
-    staying,
     summary,
 )
 
@@ -44,7 +40,6 @@ __all__ = ["Case", "Digest", "Status", "basis", "digest"]
 
 _STATUS = {Verdict.PASS: Status.PASS, Verdict.FAIL: Status.FAIL, Verdict.UNDECIDED: Status.UNDECIDED}
 _EXIT = {1: Status.FAIL, 3: Status.UNDECIDED}  # all others are errors
-_BUG = 4  # the exit code
 _NOT_VERIFIED = "the result was not compared with what it was made from, as asked"
 _Figures = Iterator[tuple[str, str]]
 
@@ -118,7 +113,7 @@ def digest(
         found = replace(found, command=command)
     if error is not None:
         status, message = _EXIT.get(error.exit_code, Status.ERROR), str(error)
-        found = replace(found, status=status, message=message, next=_after(report, status))
+        found = replace(found, status=status, message=message, next=afterwards(report, status))
         if isinstance(report, RecalibrateReport):
             found = replace(found, headline=_recalibrated_headline(report, status))
     verdict = Case(f"verdict of {found.command}" if found.command else "verdict", found.status, _why(found))
@@ -167,7 +162,7 @@ def _optimized(report: OptimizeReport) -> Digest:
             *(() if recalibration is None else _recalibration_figures(recalibration)),
         ),
         tuple(chain(*parts)),
-        _after(report, status),
+        afterwards(report, status),
     )
 
 
@@ -201,7 +196,7 @@ def _exported(report: ExportReport) -> Digest:
                 _compared(report.verification),
             )
         ),
-        _after(report, status),
+        afterwards(report, status),
     )
 
 
@@ -230,7 +225,7 @@ def _inspected(report: InspectReport, fail_on: Collection[str]) -> Digest:
             *_size_figures(_sizes(report)),
         ),
         tuple(sites(report.fold.decisions, done=False, unwanted={b.decision for b in unwanted})),
-        _after(report, status),
+        afterwards(report, status),
     )
 
 
@@ -248,7 +243,7 @@ def _verified(report: VerifyReport) -> Digest:
             *_size_figures(report.sizes, ("of the reference", "of the candidate")),
         ),
         tuple(comparison(report)),
-        _after(report, status),
+        afterwards(report, status),
     )
 
 
@@ -270,7 +265,7 @@ def _recalibrated(report: RecalibrateReport) -> Digest:
         message,
         tuple(_recalibration_figures(report)),
         tuple(layers(report)),
-        _after(report, status),
+        afterwards(report, status),
     )
 
 
@@ -293,7 +288,7 @@ def _failed(report: FailureReport) -> Digest:
         printable(report.message),
         (),
         (),
-        _after(report, status),
+        afterwards(report, status),
     )
 
 
@@ -376,127 +371,3 @@ def _recalibration_figures(report: RecalibrateReport) -> _Figures:
         error = max(max(layer.mean_error, layer.var_error) for layer in report.layers)
         yield "worst gap", f"{gap:.3g}"
         yield "largest standard error", f"{error:.3g}" if math.isfinite(error) else "unknown: one sample"
-
-
-# What to do
-
-
-def _after(report: Report, status: Status) -> tuple[str, ...]:
-    match report:
-        case OptimizeReport() | ExportReport():
-            return tuple(_after_fold(report, status))
-        case InspectReport():
-            return tuple(_after_look(report))
-        case VerifyReport() if status is Status.PASS:
-            return (
-                f"Deploy {called(report.candidate)}; it can take the place of {called(report.reference)}.",
-            )
-        case VerifyReport():
-            told = advice(report)
-            return (told[0].upper() + told[1:],)
-        case RecalibrateReport():
-            return tuple(_after_recalibration(report, status))
-        case FailureReport(exit_code=code) if code == _BUG:
-            return ("Report it as a bug of bnfold, with the message and, if you can, the model.",)
-        case FailureReport():
-            return ("Mend what the message names, then run the command again.",)
-
-
-def _after_fold(report: OptimizeReport | ExportReport, status: Status) -> Iterator[str]:
-    unchecked = report.module is None if isinstance(report, ExportReport) else report.verification is None
-    modified = isinstance(report, ExportReport) or report.fold.modified
-    moved = isinstance(report, OptimizeReport) and report.recalibration is not None
-    if status is Status.UNDECIDED:
-        yield (
-            f"Keep {called(report.source, 'the original')}: it was not replaced. --verify none writes the "
-            "result unchecked; compare it then in the runtime that you deploy to."
-        )
-    elif status is Status.ERROR:
-        yield "Mend what the message names, then run the command again."
-    elif status is Status.FAIL:
-        yield (
-            f"Keep {called(report.source, 'the original')}: nothing was written. Please report this as a bug "
-            "of bnfold, with the model if you can."
-        )
-    elif not modified and not moved:
-        if report.target is None:
-            yield "Nothing to write: there is nothing to fold."
-        else:
-            yield f"Deploy {called(report.target, 'what was written')} or the original: they are the same."
-    elif report.target is None:
-        yield "Run it again without --dry-run to write the result."
-    elif moved:
-        if unchecked and modified:
-            yield "Run it again without --verify none: only that compares it with the recalibrated model."
-        yield (
-            f"Measure the accuracy of {called(report.target, 'what was written')} on data that it was not "
-            "recalibrated on: it is another function than the original, as asked."
-        )
-    elif unchecked and isinstance(report, OptimizeReport):
-        yield f"Compare before you deploy: {_command('verify', report.source, report.target)}."
-    elif unchecked:
-        yield "Run it again without --verify none before you deploy it."
-    else:
-        yield f"Deploy {called(report.target, 'what was written')}; it computes the same function."
-    if status is Status.PASS and report.fold is not None:
-        yield from _about_kept(report.fold)
-
-
-def _after_look(report: InspectReport) -> Iterator[str]:
-    if report.foldable or any(d.outcome is not Outcome.KEPT for d in report.fold.decisions):
-        yield f"Fold: {_command('optimize', report.source)}."
-    elif not report.batchnorms:
-        yield "Nothing to do: there is no BatchNormalization."
-    else:
-        yield "Nothing folds as the model is."
-    yield from _about_statistics(report.batchnorms)
-    yield from _about_kept(report.fold)
-
-
-def _about_statistics(found: Sequence[BatchNormFacts]) -> Iterator[str]:
-    """What may be wrong with the model itself."""
-    if broken := sum(b.non_finite > 0 for b in found):
-        yield (
-            f"{many(broken, 'BatchNormalization')} {'holds' if broken == 1 else 'hold'} NaN or infinity: "
-            "training most likely diverged there."
-        )
-    if untouched := sum(b.untouched for b in found):
-        yield (
-            f"The statistics of {many(untouched, 'BatchNormalization')} are those before any training (mean "
-            "0, variance 1): look whether the model is the right one, or recalibrate it."
-        )
-
-
-def _about_kept(fold: FoldReport) -> Iterator[str]:
-    """What could be done about those that stay, the most frequent reason first."""
-    kept: dict[Reason, int] = {}
-    for d in fold.decisions:
-        number = staying(d).count("BatchNormalization")
-        if number and d.reason is not None:
-            kept[d.reason] = kept.get(d.reason, 0) + number
-    for reason, number in sorted(kept.items(), key=lambda item: -item[1]):
-        if not reason.remedy.startswith("Nothing to do"):
-            stays = "stays" if number == 1 else "stay"
-            yield f"{many(number, 'BatchNormalization')} {stays} for {reason}: {reason.remedy}"
-
-
-def _after_recalibration(report: RecalibrateReport, status: Status) -> Iterator[str]:
-    if status is not Status.PASS:
-        if report.is_exact:
-            yield "Give more samples, or ask for less certainty."
-        else:
-            yield "Give samples that are the same in every pass."
-    elif report.target is None:
-        yield "Run it again without --dry-run to write the result."
-    else:
-        target = called(report.target, "what was written")
-        yield f"Measure the accuracy of {target} on data that it was not recalibrated on."
-        if report.target != "-":
-            yield f"Then fold it: {_command('optimize', report.target)}."
-
-
-def _command(*words: str) -> str:
-    """A command line to copy; where a name looks like an option, it is said that none follows."""
-    if any(word.startswith("-") for word in words[1:]):
-        words = (words[0], "--", *words[1:])
-    return f"`{printable(shlex.join(['bnfold', *words]))}`"
