@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 from .affine import Elementwise
 from .double_double import BFLOAT16, F64, SPLITTABLE, DoubleDouble, narrow
 from .formulas import Formula, combined
+from .pages import let_go
 from .report import Declined, Reason
 
 FLOATS = frozenset(np.dtype(t) for t in (np.float16, BFLOAT16, np.float32, np.float64))
@@ -139,6 +140,7 @@ class Constant:
         result = np.empty(self.shape, self.dtype)
         for rows, part in self._parts():
             result[rows] = part._round()
+        let_go(self.base)
         if self.shift is not None and result.size <= _BLOCK:
             self.__dict__["_kept"] = result  # `check` has to round it, and it is a small bias
         return result
@@ -183,6 +185,7 @@ class Constant:
         """The same from the largest magnitude per scale, without computing the products."""
         scale = np.abs(np.ones(()) if self.scale is None else self.scale.hi)
         largest = _magnitude(self.base, scale.shape)
+        let_go(self.base)
         if not np.isfinite(largest).all() or not np.isfinite(scale).all():
             raise Declined(Reason.NOT_FINITE, f"{name} holds NaN or infinity")
         if self.dtype == np.float64 and max(largest.max(), scale.max()) > SPLITTABLE:

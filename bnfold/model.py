@@ -314,6 +314,7 @@ def _model(view: memoryview, name: str, path: str | None, file_id: tuple[int, in
         for graph in model.graphs():
             ir.external_data.set_base_dir(graph, os.path.dirname(path))
     model.meta[META] = source
+    rest(model)  # looking for the weights touches the pages around their heads
     return model
 
 

@@ -18,7 +18,7 @@ FIXTURE = ROOT / "fixtures" / "digits.onnx"
 
 # A module imports only what stands in a line above its own.
 LAYERS = """
-changes declared enclosures errors formulas kinds later moments multiset pipes recalibration shapes wire
+changes declared enclosures errors formulas kinds later moments multiset pages pipes recalibration shapes wire
 verification
 evaluate.outcome
 nudge report double_double origin wellformed runtime feeds measure structure evaluate.block evaluate.file
