@@ -12,7 +12,7 @@ $(PYTHON) -m venv $(1)
 $(1)/bin/python -m pip install --quiet --constraint constraints.txt pip
 endef
 
-.PHONY: run test lint docs picture mutants sensitivity verification-time benchmark recalibration torch-patterns
+.PHONY: run test lint docs picture mutants fuzz sensitivity verification-time benchmark recalibration torch-patterns
 .PHONY: architectures fixtures clean
 
 run: .venv/run.stamp
@@ -41,6 +41,10 @@ picture: .venv/test.stamp
 
 mutants: .venv/test.stamp
 	.venv/bin/python tests/mutants.py
+
+# Takes about half an hour; what breaks a promise is left in build/fuzz.
+fuzz: .venv/test.stamp
+	.venv/bin/python tests/fuzz.py --count 20000
 
 sensitivity: .venv/test.stamp
 	.venv/bin/python benchmarks/sensitivity.py
