@@ -424,7 +424,7 @@ def depth_and_space(g: Growth, x: Value) -> Value | None:
 
 
 def condition(g: Growth, x: Value) -> Value:
-    """If: two inner graphs that read x, and may read more from outside."""
+    """If: two inner graphs that read x, which is outside of them."""
     graphs = []
     flag = g.model.condition()
     for name in ("then", "else"):
