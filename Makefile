@@ -42,9 +42,10 @@ picture: .venv/test.stamp
 mutants: .venv/test.stamp
 	.venv/bin/python tests/mutants.py
 
-# Takes about half an hour; what breaks a promise is left in build/fuzz.
+# Takes hours; what breaks a promise is left in build/fuzz.
 fuzz: .venv/test.stamp
 	.venv/bin/python tests/fuzz.py --count 20000
+	.venv/bin/python tests/fuzz_files.py 20000
 
 sensitivity: .venv/test.stamp
 	.venv/bin/python benchmarks/sensitivity.py
