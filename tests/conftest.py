@@ -20,6 +20,12 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture(autouse=True)
+def own_nets() -> None:
+    """Several tests write a module of this name and have it imported: none gets that of another."""
+    sys.modules.pop("nets", None)
+
+
+@pytest.fixture(autouse=True)
 def same_numbers_each_time() -> None:
     """Modules draw their first weights from the numbers of the process."""
     if torch := sys.modules.get("torch"):

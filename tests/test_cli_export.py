@@ -65,7 +65,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "nets.py").write_text(NETS)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "nets", raising=False)
     return tmp_path
 
 
